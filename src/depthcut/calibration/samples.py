@@ -1,0 +1,83 @@
+"""Token ids that a stage works on, what they were made from, and the check that two sets of them are disjoint.
+
+Text is recognised by digests of whole documents and of their longer lines, each with white space collapsed: so it is
+found again when another file, or another way of cutting the same file, holds it. Text that was rewrapped or edited is
+not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from depthcut.types import InputError, TextDescription
+
+# Shorter lines are headings and phrases that unrelated documents share.
+LINE_CHARACTERS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Sequences of token ids.
+
+    Attributes:
+        input_ids: int64, num_samples x length.
+        attention_mask: int64, same shape; 1 = token, 0 = pad.
+        document_digests: `text_digests` of every document that gave tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    description: TextDescription
+    document_digests: frozenset[str]
+
+    @classmethod
+    def packed(cls, input_ids: Tensor, *, source: str, detail: str, seed: int, digests: frozenset[str]) -> Samples:
+        """Samples without pads, with their description."""
+        num_samples, length = input_ids.shape
+        description = TextDescription(
+            source=source,
+            detail=detail,
+            num_samples=num_samples,
+            length=length,
+            seed=seed,
+            digest=token_digest(input_ids),
+        )
+        return cls(input_ids, torch.ones_like(input_ids), description, digests)
+
+
+def token_digest(input_ids: Tensor) -> str:
+    """sha256 of the shape and the ids as little-endian int64."""
+    values = input_ids.to("cpu", torch.int64).contiguous().numpy().astype("<i8", copy=False)
+    return hashlib.sha256(repr(tuple(values.shape)).encode() + values.tobytes()).hexdigest()
+
+
+def text_digests(text: str) -> frozenset[str]:
+    """sha256 of a document and of its lines of at least `LINE_CHARACTERS`, white space collapsed; none for a blank."""
+    whole = " ".join(text.split())
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    passages = {whole, *(line for line in lines if len(line) >= LINE_CHARACTERS)} - {""}
+    return frozenset(hashlib.sha256(passage.encode()).hexdigest() for passage in passages)
+
+
+def require_disjoint(calibration: Samples, evaluation: Samples) -> None:
+    """Raises InputError when both were made from a common document or line, or hold an identical sequence."""
+    num_texts = len(calibration.document_digests & evaluation.document_digests)
+    num_sequences = len(_sequences(calibration) & _sequences(evaluation))
+    if num_texts or num_sequences:
+        raise InputError(
+            f"calibration text ({_named(calibration)}) and evaluation text ({_named(evaluation)}) overlap: "
+            f"{num_texts} documents or lines and {num_sequences} sequences are in both, and a model is not judged on "
+            "the text it was calibrated on; name another text or another split for one of them"
+        )
+
+
+def _sequences(samples: Samples) -> set[bytes]:
+    return {row.numpy().tobytes() for row in samples.input_ids.cpu()}
+
+
+def _named(samples: Samples) -> str:
+    return f"{samples.description.source}: {samples.description.detail}"

@@ -1,0 +1,435 @@
+"""The command line: words to options to the pipeline, and its results to a terminal; nothing else is decided here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from depthcut.types import InputError, Measurement, Plan, ScoreTable
+
+if TYPE_CHECKING:
+    from depthcut.recipe import Recipe
+
+app = typer.Typer(
+    name="depthcut",
+    help="Makes large language models shallower: finds the blocks and sublayers that can go, removes them for real, "
+    "measures what is left.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")]
+Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the output directory.")]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Method = Annotated[str, typer.Option(help="How units are chosen (see depthcut ls).")]
+Metric = Annotated[str | None, typer.Option(help="Static metric, for --method one-shot.")]
+UnitOption = Annotated[str, typer.Option("--unit", help="block, pair, attn, ffn or sublayer.")]
+Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
+BudgetOption = Annotated[str | None, typer.Option("--budget", help="What may stay: parameters=0.8 or kv=0.7.")]
+Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
+Calibration = Annotated[str, typer.Option(help="SOURCE of the text that decides.")]
+CalibrationSamples = Annotated[int, typer.Option(help="Sequences of calibration text.")]
+CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
+EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
+EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Recover = Annotated[str, typer.Option(help="Repair after the removal: none.")]
+BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
+Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@app.command()
+def prune(
+    model: Model,
+    output_dir: Output,
+    method: Method = "shortgpt",
+    metric: Metric = None,
+    unit: UnitOption = "block",
+    remove: Remove = None,
+    budget: BudgetOption = None,
+    protect: Protect = "",
+    calibration: Calibration = "stdlib",
+    calibration_samples: CalibrationSamples = 16,
+    calibration_length: CalibrationLength = 512,
+    evaluation: Evaluation = "stdlib",
+    evaluation_samples: EvaluationSamples = 16,
+    evaluation_length: EvaluationLength = 512,
+    recover: Recover = "none",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 4,
+    speed: Speed = True,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+) -> None:
+    """Find what can go, remove it, measure what is left, and write a model that reloads.
+
+    SOURCE is a built-in text (stdlib, self, wikitext, c4), a hub data set or a file, with settings after commas:
+    wikitext, allenai/c4,config=en or notes.jsonl,column=body. Several are joined with +.
+    """
+    recipe = _recipe(
+        model=model,
+        method=method,
+        metric=metric,
+        unit=unit,
+        remove=remove,
+        budget=budget,
+        protect=_names(protect),
+        calibration=calibration,
+        calibration_samples=calibration_samples,
+        calibration_length=calibration_length,
+        evaluation=evaluation,
+        evaluation_samples=evaluation_samples,
+        evaluation_length=evaluation_length,
+        recover=recover,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        speed=speed,
+        seed=seed,
+    )
+    _run(recipe, output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def run(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Options of prune as YAML.")],
+    output_dir: Output,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+) -> None:
+    """Run prune from a recipe file."""
+    from depthcut.recipe import Recipe
+
+    _run(Recipe.from_yaml(recipe_file), output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def score(
+    model: Model,
+    output_dir: Output,
+    calibration: Calibration = "stdlib",
+    calibration_samples: CalibrationSamples = 16,
+    calibration_length: CalibrationLength = 512,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 4,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score every block and sublayer by every static metric in one pass; writes scores.json."""
+    from depthcut import pipeline
+
+    recipe = _recipe(
+        model=model,
+        calibration=calibration,
+        calibration_samples=calibration_samples,
+        calibration_length=calibration_length,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    _print_scores(pipeline.score(recipe, output_dir, overwrite=overwrite))
+    print(f"\nwritten to {output_dir / 'scores.json'}")
+
+
+@app.command()
+def apply(
+    model: Model,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan for this model.")],
+    output_dir: Output,
+    steps: Annotated[int | None, typer.Option(help="Apply only the first steps of the path.")] = None,
+    evaluation: Evaluation = "stdlib",
+    evaluation_samples: EvaluationSamples = 16,
+    evaluation_length: EvaluationLength = 512,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    speed: Speed = True,
+    overwrite: Overwrite = False,
+) -> None:
+    """Apply a plan that was found before, or its first steps."""
+    from depthcut import pipeline
+
+    recipe = _recipe(
+        model=model,
+        evaluation=evaluation,
+        evaluation_samples=evaluation_samples,
+        evaluation_length=evaluation_length,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        speed=speed,
+    )
+    plan = Plan.from_file(plan_file)
+    result = pipeline.apply_plan(
+        recipe, plan, output_dir, num_steps=steps, overwrite=overwrite, command=_command_line()
+    )
+    _print_result(result, output_dir)
+
+
+@app.command("eval")
+def evaluate(
+    pruned: Annotated[str, typer.Argument(metavar="DIR", help="A pruned model's directory.")],
+    dense: Annotated[str | None, typer.Option(help="The dense model; by default the one in DIR/plan.json.")] = None,
+    evaluation: Evaluation = "stdlib",
+    evaluation_samples: EvaluationSamples = 16,
+    evaluation_length: EvaluationLength = 512,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    speed: Speed = True,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurements as JSON.")] = None,
+) -> None:
+    """Measure a written model beside its dense one: perplexity, KL to dense, sizes, speed."""
+    from depthcut import pipeline
+    from depthcut.types import write_measurements
+
+    if output is not None and output.exists():
+        raise InputError(f"{output} exists; name another file")
+    recipe = _recipe(
+        model=dense or Plan.from_file(Path(pruned) / "plan.json").model.source,
+        evaluation=evaluation,
+        evaluation_samples=evaluation_samples,
+        evaluation_length=evaluation_length,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        speed=speed,
+    )
+    measurements = pipeline.evaluate(recipe, pruned)
+    _print_measurements(measurements)
+    if output is not None:
+        write_measurements(measurements, output)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that prune or apply wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="By default DIR/report.html.")] = None,
+) -> None:
+    """Make the report page again from plan.json, scores.json and results.json."""
+    from depthcut.report import write_report
+    from depthcut.types import read_measurements
+
+    plan = Plan.from_file(directory / "plan.json")
+    measurements = read_measurements(directory / "results.json")
+    scores = directory / "scores.json"
+    target = output or directory / "report.html"
+    write_report(
+        target,
+        plan=plan,
+        scores=ScoreTable.from_file(scores) if scores.is_file() else None,
+        measurements=measurements,
+        unit_sizes=plan.unit_sizes,
+        command=f"depthcut report {shlex.quote(str(directory))}",
+        software={"measured with": measurements[0].software} if measurements else {},
+    )
+    print(f"written to {target}")
+
+
+@app.command("ls")
+def list_names() -> None:
+    """List packaged models, texts, methods, metrics and model families."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from depthcut.calibration import BUILT_IN
+    from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
+    from depthcut.model.architectures import FAMILIES
+    from depthcut.model.load import PACKAGED_MODELS
+    from depthcut.search.problem import SEARCHES
+
+    console = Console()
+    sections = {
+        "methods (--method)": [(entry.name, entry.summary, entry.source) for entry in SEARCHES],
+        "metrics (--metric)": [
+            (BLOCK_INFLUENCE, METRICS["cosine"] + ", for blocks", ""),
+            *((name, meaning, "") for name, meaning in METRICS.items()),
+        ],
+        "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
+        "texts (SOURCE)": [(name, "", "") for name in BUILT_IN],
+    }
+    for title, rows in sections.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    console.print("families:", ", ".join(sorted(FAMILIES)))
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="A recipe (.yaml), plan.json, scores.json or results.json.")],
+) -> None:
+    """Check a recipe or an artefact without running anything."""
+    from depthcut.recipe import Recipe
+    from depthcut.types import read_measurements
+
+    if file.suffix in (".yaml", ".yml"):
+        Recipe.from_yaml(file).check()
+    elif file.name == "scores.json":
+        ScoreTable.from_file(file)
+    elif file.name == "results.json":
+        read_measurements(file)
+    else:
+        Plan.from_file(file)
+    print(f"{file} is valid")
+
+
+@app.command()
+def schema(
+    name: Annotated[str, typer.Argument(help="recipe, plan, scores or results.")] = "recipe",
+) -> None:
+    """Print the JSON schema of a recipe or an artefact."""
+    import json
+
+    from depthcut.recipe import Recipe
+    from depthcut.registry import unknown_name
+
+    records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, "results": Measurement}
+    if name not in records:
+        raise InputError(unknown_name("schema", name, list(records)))
+    found: dict[str, Any] = records[name].model_json_schema()  # type: ignore[attr-defined]
+    print(json.dumps({"type": "array", "items": found} if name == "results" else found, indent=2))
+
+
+def _recipe(**options: object) -> Recipe:
+    from depthcut.recipe import Recipe
+
+    return Recipe.build(**options)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _run(recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run: bool) -> None:
+    from depthcut import pipeline
+
+    if dry_run:
+        from depthcut.workspace import check_output
+
+        check_output(output, overwrite=overwrite, resume=resume)
+        _print_plan(pipeline.preview(recipe), recipe)
+        return
+    result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=_command_line())
+    _print_result(result, output)
+
+
+def _command_line() -> str:
+    return shlex.join(["depthcut", *sys.argv[1:]])
+
+
+def _print_plan(plan: Plan, recipe: Recipe) -> None:
+    dense = {size.parameters for size in plan.unit_sizes.values()}
+    removed = [plan.unit_sizes[str(unit)] for unit in plan.removed]
+    total_kv = sum(size.kv_bytes_per_token for size in plan.unit_sizes.values())
+    in_units = sum(size.parameters for size in plan.unit_sizes.values())
+    assert dense
+    print(f"model       {plan.model.source}: {plan.model.model_type}, {plan.model.num_blocks} blocks")
+    print(f"removes     {' '.join(_short(plan)) or 'nothing'}")
+    print(f"parameters  {sum(s.parameters for s in removed):,} of {in_units:,} in the blocks")
+    print(f"KV cache    {sum(s.kv_bytes_per_token for s in removed):,} of {total_kv:,} bytes a token")
+    passes = 0 if recipe.search().needs == "configuration" else recipe.calibration_samples
+    print(f"plan        {passes} forward passes of {recipe.calibration_length} tokens")
+    print(f"measuring   {2 * recipe.evaluation_samples} forward passes of {recipe.evaluation_length} tokens")
+    print("nothing was written (dry run)")
+
+
+def _short(plan: Plan) -> list[str]:
+    """The removed units in order of removal; a whole block by its number."""
+    names = []
+    for step in plan.steps:
+        if step.applied:
+            layers = sorted({unit.layer for unit in step.remove})
+            whole = plan.unit == "block"
+            names += [str(layer) for layer in layers] if whole else ["+".join(str(unit) for unit in step.remove)]
+    return names
+
+
+def _print_result(result: Any, output: Path) -> None:
+    plan: Plan = result.plan
+    print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(_short(plan)) or 'nothing'}\n")
+    _print_measurements(result.measurements)
+    print("\nreloaded in a fresh process: logits equal bit for bit, greedy tokens equal with and without cache")
+    print(f"model and report.html written to {output}")
+
+
+def _print_measurements(measurements: Sequence[Measurement]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from depthcut.report import before_after, columns
+
+    rows = before_after(measurements)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in columns(measurements):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row.label, *row.texts)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    texts = {row.name: row.data for row in rows if row.data}
+    for name in ("perplexity", "prompt_tokens_per_second"):
+        if name in texts:
+            print(f"{name.split('_')[0]}: {texts[name]}")
+
+
+def _print_scores(table: ScoreTable) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    blocks = [scores for scores in table.scores if scores.unit == "block"]
+    view = Table(box=None, pad_edge=False)
+    view.add_column("block", justify="right")
+    for scores in blocks:
+        view.add_column(scores.metric, justify="right")
+    for layer in range(table.model.num_blocks):
+        view.add_row(str(layer), *(f"{scores.values[str(layer)]:.4f}" for scores in blocks))
+    Console(width=None if sys.stdout.isatty() else 120).print(view)
+
+
+def main() -> None:
+    """Runs the command line; a bad input ends with one sentence on standard error and exit code 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    try:
+        app()
+    except InputError as error:
+        print(f"depthcut: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("depthcut: interrupted; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

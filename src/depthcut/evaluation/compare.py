@@ -1,0 +1,66 @@
+"""Everything that is measured of a pruned model beside its dense one: size, cache, language and speed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+from transformers import PreTrainedModel
+
+from depthcut.calibration import Samples
+from depthcut.evaluation.language import compare_language
+from depthcut.evaluation.speed import compare_speed, kv_bytes_per_token
+from depthcut.model.stream import DecoderStream
+from depthcut.progress import progress
+from depthcut.types import Measurement
+
+CACHE_TOKENS = 16
+SPEED_ROUNDS = 5
+
+
+def software() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("depthcut", "torch", "transformers")
+    return {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def device_name(model: PreTrainedModel) -> str:
+    """The device as a person would call it."""
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def compare(dense: DecoderStream, pruned: DecoderStream, evaluation: Samples, *, speed: bool) -> list[Measurement]:
+    """Measures both models on the same text in one run.
+
+    Args:
+        speed: whether to time prompt reading and decoding too.
+
+    Returns:
+        For both models parameters, blocks, KV bytes per token, perplexity, loss, and speeds; KL to dense and speed-ups
+        for the pruned one.
+    """
+    streams = {"dense": dense, "pruned": pruned}
+    measurements = []
+    for name, stream in streams.items():
+        parameters = sum(parameter.numel() for parameter in stream.model.parameters())
+        kv_bytes = kv_bytes_per_token(stream.model, evaluation.input_ids[:1, :CACHE_TOKENS])
+        for measure, value, unit in (
+            ("parameters", parameters, "parameters"),
+            ("blocks", len(stream.blocks), "blocks"),
+            ("kv_bytes_per_token", kv_bytes, "bytes"),
+        ):
+            measurements.append(Measurement(name=measure, value=value, unit=unit, model=name))
+    with progress("evaluating", len(evaluation.input_ids)) as advance:
+        measurements += compare_language(dense, pruned, evaluation, advance=advance)
+    if speed:
+        models = {name: stream.model for name, stream in streams.items()}
+        with progress("timing", SPEED_ROUNDS + 1) as advance:
+            measurements += compare_speed(models, evaluation.input_ids[:1], rounds=SPEED_ROUNDS, advance=advance)
+    stamp = {
+        "software": " ".join(f"{name} {version}" for name, version in software().items()),
+        "device": device_name(dense.model),
+    }
+    return [measurement.model_copy(update=stamp) for measurement in measurements]

@@ -1,0 +1,102 @@
+"""A Hugging Face directory of the stock architecture: safetensors, tokenizer, generation settings, chat template."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
+GREEDY_TOKENS = 16
+
+
+class VerificationError(RuntimeError):
+    """What was written is not the model in memory."""
+
+
+def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes model and tokenizer into an existing folder, readable by everyone the umask lets read."""
+    with _without_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        if file.is_file():
+            # safetensors files are created for their owner alone.
+            file.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
+    """Loads a written model in a fresh process with plain transformers and compares it with the one in memory.
+
+    The logits must be equal bit for bit, and greedy decoding must give the same tokens with and without a cache.
+
+    Args:
+        input_ids: (1, length), a few tokens.
+
+    Raises:
+        VerificationError: they differ, or the written model does not load.
+    """
+    input_ids = input_ids.to(model.device)
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    with_cache, without_cache = (_greedy(model, input_ids, use_cache) for use_cache in (True, False))
+    if model.dtype == torch.float32 and not torch.equal(with_cache, without_cache):
+        raise VerificationError("the pruned model decodes other tokens with a cache than without")
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "expected.safetensors"
+        tensors = {
+            "input_ids": input_ids,
+            "logits": logits.float(),
+            "with_cache": with_cache,
+            "without_cache": without_cache,
+        }
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, expected)
+        # -P: the script's own folder must not shadow installed packages.
+        arguments = [str(folder), str(expected), str(model.dtype), str(model.device)]
+        command = [sys.executable, "-P", str(RELOAD_SCRIPT), *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit code {child.returncode}"
+        raise VerificationError(f"the written model does not load in a fresh process: {reason}")
+    found = json.loads(child.stdout.strip().splitlines()[-1])
+    if found["largest_logit_difference"] != 0:
+        raise VerificationError(
+            f"the reloaded model's logits differ from the model in memory by up to {found['largest_logit_difference']:.3g}"
+        )
+    if not (found["with_cache_equal"] and found["without_cache_equal"]):
+        raise VerificationError("the reloaded model decodes other tokens than the model in memory")
+
+
+def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+    return model.generate(  # type: ignore[operator, no-any-return]
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=GREEDY_TOKENS,
+        min_new_tokens=GREEDY_TOKENS,
+        do_sample=False,
+        use_cache=use_cache,
+    )

@@ -1,0 +1,38 @@
+"""Run in a fresh process: loads a written model with plain transformers and says how it differs from what is expected.
+
+Nothing of depthcut is imported here, so that what holds here holds for every user of the directory.
+Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE; prints one line of JSON.
+"""
+
+import json
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+
+@torch.no_grad()
+def main(directory: str, expected_file: str, dtype: str, device: str) -> None:
+    expected = load_file(expected_file)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    model = model.to(device).eval()
+    input_ids = expected["input_ids"].to(device)
+    logits = model(input_ids=input_ids, use_cache=False).logits.float().cpu()
+    found = {"largest_logit_difference": float((logits - expected["logits"]).abs().max())}
+    for name, use_cache in (("with_cache", True), ("without_cache", False)):
+        num_new = expected[name].shape[1] - input_ids.shape[1]
+        tokens = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=num_new,
+            min_new_tokens=num_new,
+            do_sample=False,
+            use_cache=use_cache,
+        )
+        found[f"{name}_equal"] = torch.equal(tokens.cpu(), expected[name])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

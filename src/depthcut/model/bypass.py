@@ -1,0 +1,87 @@
+"""Makes units contribute nothing: reversibly (`bypass`), or for good (`remove_branch`, which surgery uses).
+
+Both do the same thing, so a model with units bypassed and the one with them removed agree bit for bit: the core of
+the branch is replaced by a module that adds zeros and its norms by identities. The norms go too, because a norm with
+a bias after the core would still add something to the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DummyLayer
+
+from depthcut.model.architectures import Architecture, Branch
+from depthcut.types import Unit, UnitKind
+
+
+class RemovedFFN(nn.Module):
+    """Stands where a feed-forward part was: adds nothing and holds nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+class RemovedAttention(nn.Module):
+    """Stands where an attention was: adds nothing, holds nothing, and caches nothing.
+
+    The block keeps its slot in the KV cache, marked as a dummy: the cache otherwise reads its length and its masks
+    from a slot that is never filled, for example when attention 0 is gone.
+
+    Attributes:
+        layer_idx: the block's slot in the cache.
+    """
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
+    ) -> tuple[torch.Tensor, None]:
+        if past_key_values is not None:
+            self._mark_slot(past_key_values)
+        return torch.zeros_like(hidden_states), None
+
+    def _mark_slot(self, cache: Cache) -> None:
+        layers = cache.layers
+        if cache.layer_class_to_replicate is not None:
+            layers.extend(cache.layer_class_to_replicate() for _ in range(self.layer_idx + 1 - len(layers)))
+        if not isinstance(layers[self.layer_idx], DummyLayer):
+            layers[self.layer_idx] = DummyLayer()
+
+
+def remove_branch(block: nn.Module, branch: Branch, kind: UnitKind, layer_idx: int) -> dict[str, nn.Module]:
+    """Takes one branch out of a block; returns what was there, by attribute name."""
+    taken = {name: getattr(block, name) for name in branch.modules}
+    for name in branch.modules:
+        setattr(block, name, nn.Identity())
+    setattr(block, branch.core, RemovedAttention(layer_idx) if kind == "attn" else RemovedFFN())
+    return taken
+
+
+@contextmanager
+def bypass(model: PreTrainedModel, architecture: Architecture, units: Iterable[Unit]) -> Iterator[None]:
+    """While open, the given units add exactly zero to the residual stream.
+
+    The model is as before on exit, also after an exception. Already removed or bypassed units may be given again.
+
+    Raises:
+        IndexError: a unit is not of this model.
+    """
+    blocks = architecture.block_list(model)
+    taken: list[tuple[nn.Module, dict[str, nn.Module]]] = []
+    try:
+        for unit in units:
+            block = blocks[unit.layer]
+            taken.append((block, remove_branch(block, architecture.branches[unit.kind], unit.kind, unit.layer)))
+        yield
+    finally:
+        for block, modules in reversed(taken):
+            for name, module in modules.items():
+                setattr(block, name, module)

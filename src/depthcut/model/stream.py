@@ -1,0 +1,273 @@
+"""Runs a decoder from any unit on. The engine behind scoring and search.
+
+A decoder is a residual stream to which units add. Removing a unit changes nothing before it, so whoever keeps the
+stream entering each unit needs to run only what comes after. The engine calls the model's own blocks with the
+arguments that the model itself gives them (masks, rotary embeddings, per-layer types), recorded once a batch: no
+family needs code here, and `probe` proves for the loaded model that resumed = full forward, bit for bit.
+
+Positions: stream p enters unit p of `architecture.units(...)`; the last position is the stream before the final norm.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthcut.model.architectures import Architecture
+from depthcut.model.bypass import bypass
+from depthcut.types import InputError, Unit
+
+LOGIT_BYTES = 128 * 2**20
+"""Most bytes that one piece of float32 logits may take."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences ready to be run from any unit on.
+
+    Attributes:
+        input_ids: (sequences, length).
+        attention_mask: same shape, 1 where there is a token; None when there are no pads.
+        embedded: (sequences, length, hidden), the stream entering block 0.
+        calls: for every block, the positional arguments after the stream and the keyword arguments that the model
+            calls it with.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    embedded: torch.Tensor
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+    @property
+    def token_mask(self) -> torch.Tensor:
+        """(sequences, length) bool: where there is a token."""
+        if self.attention_mask is None:
+            return torch.ones_like(self.input_ids, dtype=torch.bool)
+        return self.attention_mask.bool()
+
+
+Visitor = Callable[[Unit | int, torch.Tensor, torch.Tensor], None]
+"""Called as visit(unit, before, after) with the stream before and after each unit, and after the units of a block with
+the block's index and the stream before and after the whole block."""
+
+
+class DecoderStream:
+    """The engine for one model.
+
+    Args:
+        model: in eval mode; it is not changed.
+        architecture: the row that describes it.
+
+    Attributes:
+        unit_evaluations: single attentions and FFNs run so far, each on one sequence.
+    """
+
+    def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
+        self.model = model
+        self.architecture = architecture
+        self.blocks = architecture.block_list(model)
+        self.units = architecture.units(len(self.blocks))
+        self.unit_evaluations = 0
+        self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def prepare(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Batch:
+        """Embeds a batch and records how the model calls its blocks; no block runs."""
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        input_ids = input_ids.to(self.model.device)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        streams: list[torch.Tensor] = []
+
+        def record(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            streams.append(hidden_states)
+            calls.append((args, kwargs))
+            return hidden_states
+
+        with self._blocks_replaced(record):
+            self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return Batch(input_ids, attention_mask, streams[0], tuple(calls))
+
+    def run(
+        self,
+        batch: Batch,
+        removed: Collection[Unit] = (),
+        start: int = 0,
+        stop: int | None = None,
+        stream: torch.Tensor | None = None,
+        visit: Visitor | None = None,
+    ) -> torch.Tensor:
+        """Runs the units from position `start` on, without the removed ones.
+
+        Args:
+            start: position in `units`; in families with parallel branches it must be the first of a block.
+            stop: position to stop at, the first of a block; the end where left out.
+            stream: (sequences, length, hidden) entering that position; the embedding where left out.
+            visit: sees the stream around every unit, the removed ones too (for them before = after).
+
+        Returns:
+            The stream entering `stop` (by default the one before the final norm), same shape as `stream`.
+        """
+        hidden = batch.embedded if stream is None else stream
+        per_block = len(self.architecture.branches)
+        first_layer, offset = divmod(start, per_block)
+        if offset and self.architecture.parallel:
+            raise ValueError("branches that read the same stream can only be resumed at the start of their block")
+        last_layer = len(self.blocks) if stop is None else stop // per_block
+        for layer in range(first_layer, last_layer):
+            units = self.units[layer * per_block : (layer + 1) * per_block]
+            passed = units[:offset] if layer == first_layer else ()
+            absent = [unit for unit in units if unit in removed or unit in passed]
+            kept = len(units) - len(absent)
+            if not kept and visit is None:
+                continue
+            self.unit_evaluations += kept * len(hidden)
+            with bypass(self.model, self.architecture, absent):
+                hidden = self._run_block(batch, layer, hidden, units[len(passed) :], visit)
+        return hidden
+
+    def _run_block(
+        self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
+    ) -> torch.Tensor:
+        block = self.blocks[layer]
+        args, kwargs = batch.calls[layer]
+        if visit is None:
+            return _first(block(hidden, *args, **kwargs))
+        if self.architecture.parallel:
+            with _outputs([self._last_module(unit) for unit in units]) as contributions:
+                output = _first(block(hidden, *args, **kwargs))
+            for unit, contribution in zip(units, contributions, strict=True):
+                visit(unit, hidden, hidden + contribution)
+            visit(layer, hidden, output)
+            return output
+        with _inputs([self._first_module(unit) for unit in units[1:]]) as between:
+            output = _first(block(hidden, *args, **kwargs))
+        streams = [hidden, *between, output]
+        for unit, before, after in zip(units, streams, streams[1:], strict=False):
+            visit(unit, before, after)
+        visit(layer, hidden, output)
+        return output
+
+    def _first_module(self, unit: Unit) -> nn.Module:
+        return getattr(self.blocks[unit.layer], self.architecture.branches[unit.kind].modules[0])  # type: ignore[no-any-return]
+
+    def _last_module(self, unit: Unit) -> nn.Module:
+        return getattr(self.blocks[unit.layer], self.architecture.branches[unit.kind].modules[-1])  # type: ignore[no-any-return]
+
+    def logits(self, batch: Batch, stream: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Final norm and vocabulary projection, a piece of the positions at a time.
+
+        Args:
+            stream: (sequences, length, hidden) before the final norm.
+
+        Yields:
+            The positions, and the model's logits there: (sequences, positions, vocabulary), in the model's dtype. A
+            piece stays under `LOGIT_BYTES` where the family can project part of the positions.
+        """
+        num_sequences, length = batch.input_ids.shape
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        step = max(1, LOGIT_BYTES // (4 * vocabulary * num_sequences)) if self._can_select_logits else length
+        for begin in range(0, length, step):
+            positions = slice(begin, min(begin + step, length))
+            selection = {"logits_to_keep": torch.arange(positions.start, positions.stop, device=stream.device)}
+            with self._blocks_replaced(lambda *_, **__: stream):
+                output = self.model(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    use_cache=False,
+                    **(selection if self._can_select_logits else {}),
+                )
+            yield positions, output.logits
+
+    @contextmanager
+    def _blocks_replaced(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+        """While open, every block runs `forward` instead of its own."""
+        try:
+            for block in self.blocks:
+                block.forward = forward  # type: ignore[assignment]
+            yield
+        finally:
+            for block in self.blocks:
+                block.__dict__.pop("forward", None)
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The stream among what a block or branch returns."""
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _inputs(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collects the first input of each module as it is called."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _outputs(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collects the stream that each module returns, in the order of the list."""
+    seen: dict[nn.Module, torch.Tensor] = {}
+    handles = [module.register_forward_hook(lambda m, _, out: seen.update({m: _first(out)})) for module in modules]
+    collected: list[torch.Tensor] = []
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+        collected.extend(seen[module] for module in modules if module in seen)
+
+
+@torch.no_grad()
+def probe(stream: DecoderStream, input_ids: torch.Tensor) -> None:
+    """Proves on a few tokens that the engine is true to the loaded model. Costs about four forward passes.
+
+    From every position one block is run and must meet the kept stream bit for bit; so, block by block, does the whole
+    resumed pass. The logits must be those of the model's own forward pass, and a bypassed block must add nothing.
+
+    Args:
+        input_ids: (1, length), a few tokens.
+
+    Raises:
+        InputError: the model does something that its family's description does not say.
+    """
+    batch = stream.prepare(input_ids)
+    kept: list[torch.Tensor] = []
+    final = stream.run(batch, visit=lambda unit, before, _: kept.append(before) if isinstance(unit, Unit) else None)
+    kept.append(final)
+
+    problem = None
+    expected = stream.model(input_ids=batch.input_ids, use_cache=False).logits
+    resumed = torch.cat([piece for _, piece in stream.logits(batch, final)], dim=1)
+    if not torch.allclose(resumed.float(), expected.float(), atol=1e-4, rtol=1e-4):
+        problem = "a full forward pass"
+    per_block = len(stream.architecture.branches)
+    for start in range(0, len(stream.units), per_block if stream.architecture.parallel else 1):
+        block_end = start - start % per_block + per_block
+        if not torch.equal(stream.run(batch, start=start, stop=block_end, stream=kept[start]), kept[block_end]):
+            problem = problem or f"the pass resumed at {stream.units[start]}"
+        absent = stream.units[start - start % per_block : block_end]
+        with bypass(stream.model, stream.architecture, absent):
+            args, kwargs = batch.calls[start // per_block]
+            through = _first(stream.blocks[start // per_block](kept[start], *args, **kwargs))
+        if not torch.equal(through, kept[start]):
+            problem = problem or f"block {start // per_block} bypassed"
+    if problem:
+        raise InputError(
+            f"this {stream.model.config.model_type} model cannot be run from the middle (it differs from {problem}): "
+            "its blocks do more than its family's description says, so depthcut will not guess"
+        )

@@ -1,0 +1,270 @@
+"""The stages in order: model, calibration, importance, search, surgery, evaluation, export, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from depthcut.evaluation.compare import compare, software
+from depthcut.export.hf import verify_directory, write_directory
+from depthcut.importance.static import static_scores
+from depthcut.model.load import ModelSource, resolve
+from depthcut.model.stream import DecoderStream
+from depthcut.progress import progress
+from depthcut.recipe import Recipe
+from depthcut.report import write_model_card, write_report
+from depthcut.search.problem import Problem
+from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
+from depthcut.surgery import apply, check_removal
+from depthcut.types import Cost, InputError, Measurement, Plan, Record, ScoreTable, write_measurements
+from depthcut.workspace import check_output, workspace
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found and made.
+
+    Attributes:
+        scores: None where a given plan was applied.
+        model: the pruned model in memory, in eval mode; it shares tensors with no other model that is still in use.
+        output: where it was written, None where nothing was.
+    """
+
+    plan: Plan
+    scores: ScoreTable | None
+    measurements: tuple[Measurement, ...]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    output: Path | None = None
+
+
+def prune(
+    recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, resume: bool = False, command: str = ""
+) -> Result:
+    """Runs one recipe from the model to the written and verified directory.
+
+    Args:
+        output: directory to write; nothing is written where left out.
+        command: what to show as the command that reproduces the result.
+
+    Raises:
+        InputError: something in the recipe cannot be done; found before weights load where that is possible.
+        VerificationError: the written model is not the one in memory; no output appears.
+    """
+    recipe.check()
+    if output is not None:
+        check_output(output, overwrite=overwrite, resume=resume)
+    source = find_model(recipe)
+    problem = pose_problem(recipe, source)
+    session = Session.prepare(recipe, source)
+
+    def run(folder: Path | None) -> Result:
+        loaded = session.load()
+        scores, plan = _find_plan(loaded, problem, folder)
+        return _carry_out(loaded, plan, scores, folder, command)
+
+    if output is None:
+        return run(None)
+    with workspace(output, overwrite=overwrite, resume=resume) as folder:
+        _require_same_recipe(recipe, folder)
+        result = run(folder)
+    return replace(result, output=output)
+
+
+def preview(recipe: Recipe) -> Plan:
+    """The plan alone, nothing written. Weights load only where the method has to see activations."""
+    recipe.check()
+    source = find_model(recipe)
+    problem = pose_problem(recipe, source)
+    if recipe.search().needs == "configuration":
+        return _plan(recipe, source, problem, None, Cost())
+    return _find_plan(Session.prepare(recipe, source, evaluate=False).load(), problem, None)[1]
+
+
+def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:
+    """Every static score of every unit, written as `scores.json` into a directory of its own."""
+    check_output(output, overwrite=overwrite, resume=False)
+    session = Session.prepare(recipe, find_model(recipe), evaluate=False).load()
+    with workspace(output, overwrite=overwrite, resume=False) as folder:
+        return _score(session, folder)[0]
+
+
+def apply_plan(
+    recipe: Recipe,
+    plan: Plan,
+    output: Path,
+    *,
+    num_steps: int | None = None,
+    overwrite: bool = False,
+    command: str = "",
+) -> Result:
+    """Applies a plan that was found before, or its first steps, to the model it was made for.
+
+    Args:
+        recipe: names the model, the evaluation text and the precision.
+        num_steps: steps to apply; as marked in the plan where left out.
+
+    Raises:
+        InputError: the plan is of another model, or has fewer steps.
+    """
+    check_output(output, overwrite=overwrite, resume=False)
+    source = find_model(recipe)
+    require_same_model(plan, source)
+    if num_steps is not None:
+        if not 0 <= num_steps <= len(plan.steps):
+            raise InputError(f"the plan has {len(plan.steps)} steps, so {num_steps} of them cannot be applied")
+        plan = plan.applying(num_steps)
+    check_removal(source.config, source.architecture, plan.removed)
+    session = Session.prepare(recipe, source, calibrate=False)
+    with workspace(output, overwrite=overwrite, resume=False) as folder:
+        result = _carry_out(session.load(), plan, None, folder, command)
+    return replace(result, output=output)
+
+
+def require_same_model(plan: Plan, source: ModelSource) -> None:
+    """Raises InputError when the plan was made for another model."""
+    made_for, given = plan.model, source.provenance
+    if made_for.digest != given.digest:
+        raise InputError(
+            f"the plan was made for {made_for.source} ({made_for.model_type}, {made_for.num_blocks} blocks, digest "
+            f"{made_for.digest[:12]}), not for {given.source} ({given.model_type}, {given.num_blocks} blocks, digest "
+            f"{given.digest[:12]}); give that model, or make a plan for this one"
+        )
+
+
+def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
+    """Measures a written model beside its dense one on the recipe's evaluation text."""
+    source = find_model(recipe)
+    pruned_source = resolve(pruned, dtype=source.provenance.dtype, trust_remote_code=recipe.trust_remote_code)
+    session = Session.prepare(recipe, source, calibrate=False).load()
+    assert session.stream is not None and session.evaluation is not None
+    pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
+    return compare(session.stream, pruned_stream, session.evaluation, speed=recipe.speed)
+
+
+def _score(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
+    """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
+    stream, calibration, model = session.stream, session.calibration, session.source.provenance
+    assert stream is not None and calibration is not None
+    file = folder / "scores.json" if folder else None
+    if file is not None and file.is_file():
+        found = ScoreTable.from_file(file)
+        if found.model == model and found.calibration == calibration.description:
+            return found, Cost()
+    began, evaluations = time.monotonic(), stream.unit_evaluations
+    with progress("scoring", len(calibration.input_ids)) as advance:
+        scores, angular = static_scores(stream, calibration, session.recipe.batch_size, advance)
+    table = ScoreTable(model=model, calibration=calibration.description, scores=tuple(scores), angular=angular)
+    if file is not None:
+        write_whole(file, table)
+    seconds = round(time.monotonic() - began, 3)
+    return table, Cost(unit_evaluations=stream.unit_evaluations - evaluations, seconds=seconds)
+
+
+def write_whole(file: Path, record: Record) -> None:
+    """Writes a record so that a killed process leaves the old file or the new one, never half of it."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(record.to_json(), encoding="utf-8")
+    partial.replace(file)
+
+
+def _find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[ScoreTable, Plan]:
+    scores, cost = _score(session, folder)
+    return scores, _plan(session.recipe, session.source, problem.with_scores(scores), scores, cost)
+
+
+def _plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: ScoreTable | None, cost: Cost) -> Plan:
+    search = recipe.search()
+    path = search.path(problem)
+    plan = Plan(
+        model=source.provenance,
+        calibration=scores.calibration if scores else None,
+        method=recipe.method,
+        unit=recipe.unit,
+        budget=str(problem.budget),
+        objective=search.objective,
+        protected=tuple(sorted(problem.protected)),
+        seed=recipe.seed,
+        unit_sizes={str(unit): size for unit, size in problem.sizes.units.items()},
+        steps=tuple(path),
+        cost=cost,
+    )
+    return plan.applying(problem.num_steps(path))
+
+
+def _carry_out(session: Session, plan: Plan, scores: ScoreTable | None, folder: Path | None, command: str) -> Result:
+    """Surgery, measurement, and the written directory."""
+    stream, evaluation, source = session.stream, session.evaluation, session.source
+    assert stream is not None and evaluation is not None
+    pruned = apply(stream.model, source.architecture, plan.removed)
+    pruned_stream = DecoderStream(pruned, source.architecture)
+    measurements = compare(stream, pruned_stream, evaluation, speed=session.recipe.speed)
+    result = Result(plan, scores, tuple(measurements), pruned, session.tokenizer)
+    if folder is None:
+        return result
+    pruned.config.depthcut = {
+        "version": software()["depthcut"],
+        "base_model": source.provenance.model_dump(mode="json"),
+        "removed": [str(unit) for unit in plan.removed],
+    }
+    write_directory(pruned, session.tokenizer, folder)
+    verify_directory(folder, pruned, evaluation.input_ids[:1, :PROBE_TOKENS])
+    result = replace(result, measurements=(*measurements, *_bytes_on_disk(source, folder)))
+    _write_artefacts(session, result, folder, command)
+    return result
+
+
+def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
+    dense_files = [source.folder / source.gguf_file] if source.gguf_file else source.folder.glob("*.safetensors")
+    stored = source.provenance.quantisation or source.provenance.dtype
+    return [
+        Measurement(
+            name="bytes_on_disk",
+            value=sum(path.stat().st_size for path in files),
+            unit="bytes",
+            model=model,
+            data=f"stored as {dtype}",
+        )
+        for model, files, dtype in (
+            ("dense", dense_files, stored),
+            ("pruned", folder.glob("*.safetensors"), source.provenance.dtype),
+        )
+    ]
+
+
+def _write_artefacts(session: Session, result: Result, folder: Path, command: str) -> None:
+    write_whole(folder / "plan.json", result.plan)
+    (folder / "recipe.yaml").write_text(session.recipe.to_yaml(), encoding="utf-8")
+    write_measurements(list(result.measurements), folder / "results.json")
+    write_report(
+        folder / "report.html",
+        plan=result.plan,
+        scores=result.scores,
+        measurements=result.measurements,
+        unit_sizes=result.plan.unit_sizes,
+        command=command,
+        software=software(),
+    )
+    write_model_card(
+        folder / "README.md",
+        plan=result.plan,
+        measurements=result.measurements,
+        command=command,
+        software=software(),
+        base_model=session.source.base_model,
+        license=session.source.license,
+    )
+
+
+def _require_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """A run is resumed only under the recipe that it was begun with."""
+    file = folder / "recipe.yaml"
+    if file.is_file() and file.read_text(encoding="utf-8") != recipe.to_yaml():
+        raise InputError(
+            f"the unfinished run in {folder} was begun with other options (see its recipe.yaml); give the same options "
+            "to resume it, or --overwrite to begin anew"
+        )
+    file.write_text(recipe.to_yaml(), encoding="utf-8")

@@ -1,0 +1,118 @@
+"""One run as one file: everything `depthcut prune` can be told, validated before any weight loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from depthcut.calibration import check_source, parse_source
+from depthcut.search.problem import SEARCHES, Budget, Search
+from depthcut.types import InputError, Record, UnitChoice, first_problem
+
+
+class Recipe(Record):
+    """A run of `depthcut prune`; the command line's options under the same names.
+
+    Attributes:
+        remove: share (`25%`) or count of units to remove; either this or `budget`.
+        budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`.
+        protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
+        calibration: SOURCE of the text that decides.
+        evaluation: SOURCE of the text that measures; never the same documents.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    method: str = "shortgpt"
+    metric: str | None = None
+    unit: UnitChoice = "block"
+    remove: str | None = None
+    budget: str | None = None
+    protect: tuple[str, ...] = ()
+    calibration: str = "stdlib"
+    calibration_samples: int = Field(16, ge=1)
+    calibration_length: int = Field(512, ge=2)
+    evaluation: str = "stdlib"
+    evaluation_samples: int = Field(16, ge=1)
+    evaluation_length: int = Field(512, ge=2)
+    recover: Literal["none"] = "none"
+    batch_size: int = Field(4, ge=1)
+    speed: bool = True
+    seed: int = Field(0, ge=0)
+
+    @field_validator("remove", mode="before")
+    @classmethod
+    def _count_as_text(cls, value: object) -> object:
+        """A YAML file may give the count as a number."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("protect", mode="before")
+    @classmethod
+    def _protect_as_text(cls, value: object) -> object:
+        return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value
+
+    @classmethod
+    def build(cls, **options: object) -> Self:
+        """A recipe from options, with the first problem in one sentence.
+
+        Raises:
+            InputError: an option is unknown or out of range.
+        """
+        try:
+            return cls(**options)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise InputError(f"the recipe is not valid: {first_problem(error)}") from error
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Reads a recipe file.
+
+        Raises:
+            InputError: the file is missing, is no YAML mapping, or an option is unknown or out of range.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
+        return cls.build(**content)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+    @property
+    def parsed_budget(self) -> Budget:
+        return Budget.parse(self.remove, self.budget)
+
+    def search(self) -> Search:
+        """The search with its hyper-parameters.
+
+        Raises:
+            InputError: the method is unknown, or does not take a given hyper-parameter.
+        """
+        entry = SEARCHES.find(self.method)
+        if self.metric is None:
+            return entry.make()
+        if self.method != "one-shot":
+            raise InputError(f"method {self.method!r} has its own metric; --metric goes with --method one-shot")
+        return entry.make(metric=self.metric)
+
+    def check(self) -> None:
+        """All checks that need neither model nor tokenizer.
+
+        Raises:
+            InputError: a method, metric, amount or source is wrong.
+        """
+        self.search()
+        assert self.parsed_budget
+        for source in (self.calibration, self.evaluation):
+            check_source(parse_source(source))

@@ -1,0 +1,66 @@
+"""Ranks units by a metric and removes the least important first (ShortGPT, arXiv 2403.03853, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from depthcut.importance.static import BLOCK_INFLUENCE, METRICS, metric_name
+from depthcut.registry import unknown_name
+from depthcut.search.problem import SEARCHES, Problem
+from depthcut.types import InputError, Removal, Step
+
+
+def rank(values: Mapping[str, float], candidates: list[Removal]) -> list[tuple[Removal, float]]:
+    """Candidates by ascending importance; of equals the deeper one first, since later blocks are the more redundant.
+
+    Args:
+        values: by unit (`17.attn`) or by block (`17`).
+        candidates: units, or all the units of a block.
+    """
+
+    def value(removal: Removal) -> float:
+        name = str(removal[0]) if len(removal) == 1 and str(removal[0]) in values else str(removal[0].layer)
+        return values[name]
+
+    ranked = sorted(candidates, key=lambda removal: (value(removal), -removal[0].layer, removal[0].kind))
+    return [(removal, value(removal)) for removal in ranked]
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """One-shot ranking; blocks need not be neighbours.
+
+    Attributes:
+        metric: a static metric.
+    """
+
+    metric: str = BLOCK_INFLUENCE
+    needs: ClassVar[Literal["scores"]] = "scores"
+
+    def __post_init__(self) -> None:
+        known = [BLOCK_INFLUENCE, *METRICS]
+        if self.metric not in known:
+            raise InputError(unknown_name("metric", self.metric, known))
+
+    @property
+    def objective(self) -> str:
+        return f"{self.metric} of the removed unit"
+
+    def path(self, problem: Problem) -> list[Step]:
+        if problem.unit == "pair":
+            raise InputError("a one-shot ranking has no scores for pairs; use --unit block, attn, ffn or sublayer")
+        assert problem.scores is not None
+        unit: Literal["block", "sublayer"] = "block" if problem.unit == "block" else "sublayer"
+        scores = problem.scores.find(metric_name(self.metric, unit), unit)
+        candidates = problem.candidates()
+        removes_all = sum(len(removal) for removal in candidates) == len(problem.units)
+        ranked = rank(scores.values, candidates)
+        return [Step(remove=removal, objective=value) for removal, value in (ranked[:-1] if removes_all else ranked)]
+
+
+SEARCHES.register(
+    "shortgpt", OneShot, summary="least Block Influence first, one shot", source="ShortGPT, arXiv 2403.03853"
+)
+SEARCHES.register("one-shot", OneShot, summary="least of any static metric (--metric) first, one shot", source="ours")

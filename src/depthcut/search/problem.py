@@ -1,0 +1,185 @@
+"""What a search is given: what may be removed, what is known about it, and when it is enough."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from depthcut.model.architectures import Architecture
+from depthcut.model.units import ModelSizes
+from depthcut.registry import Registry
+from depthcut.types import InputError, Removal, ScoreTable, Step, Unit, UnitChoice
+
+REMAINING_SHARES = ("parameters", "kv")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much goes: exactly one of a count of units, a share of them, or a share of parameters or KV bytes kept.
+
+    Attributes:
+        kind: what `amount` is of.
+        amount: units to remove (`count`), fraction of the units to remove (`share`), or largest fraction of the dense
+            model's parameters or KV bytes that may stay.
+    """
+
+    kind: Literal["count", "share", "parameters", "kv"]
+    amount: float
+
+    def __str__(self) -> str:
+        if self.kind == "count":
+            return f"remove {self.amount:g}"
+        return f"remove {100 * self.amount:g}%" if self.kind == "share" else f"reach {self.kind}={self.amount:g}"
+
+    @classmethod
+    def parse(cls, remove: str | int | None, budget: str | None) -> Budget:
+        """Reads `--remove 25%`, `--remove 8` or `--budget parameters=0.8`.
+
+        Raises:
+            InputError: neither or both are given, or the amount is out of range.
+        """
+        if (remove is None) == (budget is None):
+            given = "neither" if remove is None else "both"
+            raise InputError(
+                f"give exactly one of remove (25% or 8) and budget (parameters=0.8 or kv=0.7), not {given}"
+            )
+        if remove is not None:
+            match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", str(remove).strip())
+            if match is None or (not match[2] and "." in match[1]):
+                raise InputError(f"remove {remove!r} is no amount: write a share such as 25% or a count such as 8")
+            if not match[2]:
+                return cls("count", float(match[1]))
+            if float(match[1]) >= 100:
+                raise InputError(f"cannot remove {remove}: something must remain, so give less than 100%")
+            return cls("share", float(match[1]) / 100)
+        match = re.fullmatch(r"(\w+)=(\d*\.?\d+)", str(budget).strip())
+        if match is None or match[1] not in REMAINING_SHARES or not 0 < float(match[2]) < 1:
+            raise InputError(
+                f"budget {budget!r} is unknown: write parameters=0.8 or kv=0.7, the fraction between 0 and 1 that may stay"
+            )
+        return cls(match[1], float(match[2]))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One search's task.
+
+    Attributes:
+        unit: what one step removes.
+        protected: units that must stay.
+        scores: the static scores, where the search asks for them.
+        seed: of everything random.
+    """
+
+    architecture: Architecture
+    num_blocks: int
+    sizes: ModelSizes
+    unit: UnitChoice
+    budget: Budget
+    protected: frozenset[Unit] = frozenset()
+    scores: ScoreTable | None = None
+    seed: int = 0
+    units: tuple[Unit, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", self.architecture.units(self.num_blocks))
+
+    def with_scores(self, scores: ScoreTable | None) -> Problem:
+        return replace(self, scores=scores)
+
+    @property
+    def num_removable(self) -> int:
+        """How many steps of this unit a model has: blocks for blocks and pairs, else sublayers of the kind."""
+        return 2 * self.num_blocks if self.unit == "sublayer" else self.num_blocks
+
+    def candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
+        """Everything that one step may remove from what is still there, in order of execution."""
+        kept = [unit for unit in self.units if unit not in removed]
+        groups: list[Removal]
+        if self.unit == "block":
+            groups = [tuple(unit for unit in kept if unit.layer == layer) for layer in range(self.num_blocks)]
+        elif self.unit == "pair":
+            groups = [pair for pair in zip(kept, kept[1:], strict=False) if pair[0].kind != pair[1].kind]
+        else:
+            groups = [(unit,) for unit in kept if self.unit in ("sublayer", unit.kind)]
+        return [group for group in groups if group and not self.protected.intersection(group)]
+
+    def num_steps(self, path: Sequence[Step]) -> int:
+        """How many steps of a path the budget takes.
+
+        Raises:
+            InputError: the path ends before the budget is met.
+        """
+        removed: set[Unit] = set()
+        for count, step in enumerate(path):
+            if self.is_met(removed):
+                return count
+            removed.update(step.remove)
+        if self.is_met(removed):
+            return len(path)
+        raise InputError(
+            f"cannot {self.budget} by {self.unit} units: the method finds no more than {len(path)} steps that may go "
+            "(something must remain, and protected units stay); ask for less"
+        )
+
+    @property
+    def wanted(self) -> int:
+        """Blocks, pairs or sublayers that a count or a share asks for; a share is rounded to the nearest, halves up."""
+        if self.budget.kind == "share":
+            return math.floor(self.budget.amount * self.num_removable + 0.5)
+        return int(self.budget.amount)
+
+    def count(self, removed: Collection[Unit]) -> float:
+        """How many blocks, pairs or sublayers these units are."""
+        return len(removed) / (len(self.architecture.branches) if self.unit in ("block", "pair") else 1)
+
+    def is_met(self, removed: Collection[Unit]) -> bool:
+        """Whether removing these units is enough."""
+        if self.budget.kind in ("count", "share"):
+            return self.count(removed) >= self.wanted
+        if self.budget.kind == "parameters":
+            return self.sizes.parameters_without(removed) <= self.budget.amount * self.sizes.parameters
+        return self.sizes.kv_bytes_without(removed) <= self.budget.amount * self.sizes.kv_bytes_per_token
+
+    def check(self) -> None:
+        """Checks what needs no weights.
+
+        Raises:
+            InputError: the unit does not suit the family, or more is to be removed than there is.
+        """
+        if self.unit == "pair" and self.architecture.parallel:
+            raise InputError(
+                "in this family attention and feed-forward part of a block read the same stream, so pairs across blocks "
+                "cannot be packed into an ordinary checkpoint; use --unit block, or sublayer"
+            )
+        removable = {unit for removal in self.candidates() for unit in removal}
+        possible = int(self.count(removable)) - (len(removable) == len(self.units))
+        if self.budget.kind in ("count", "share") and self.wanted > possible:
+            raise InputError(
+                f"cannot remove {self.wanted} of {self.num_removable} {self.unit} units: at most {possible} can go "
+                "(something must remain, and protected units stay)"
+            )
+
+
+class Search(Protocol):
+    """Finds a path. A frozen dataclass whose fields are its hyper-parameters.
+
+    Attributes:
+        needs: what must be known before: nothing but the configuration, or the static scores.
+        objective: what the steps' objective is called; None where it gives none.
+    """
+
+    needs: Literal["configuration", "scores"]
+
+    @property
+    def objective(self) -> str | None: ...
+
+    def path(self, problem: Problem) -> list[Step]:
+        """Steps in order, as many as can go."""
+        ...
+
+
+SEARCHES: Registry[Search] = Registry("method", "depthcut.search")

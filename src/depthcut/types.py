@@ -1,0 +1,287 @@
+"""The values that pass between stages: frozen, validated, and the same in memory as in JSON.
+
+Every artefact on disk (scores, plan, measurements) is one of these records, so that a person can read it, a
+program can check it against `depthcut schema`, and a stage can refuse what was made for another model.
+This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+
+SCHEMA_VERSION = 1
+
+UnitKind = Literal["attn", "ffn", "mixer"]
+UnitChoice = Literal["block", "pair", "attn", "ffn", "sublayer"]
+
+
+class InputError(ValueError):
+    """A bad input of the user's: one sentence saying what was given, what is allowed and what to do.
+
+    The command line prints it and exits with 2; nothing has been written when it is raised.
+    """
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One sublayer of the decoder, the smallest thing that can be removed; sorts in order of execution.
+
+    Attributes:
+        layer: 0-based block index in the dense model.
+        kind: `attn`, `ffn`, or `mixer` (the state-space or recurrent part of a block without attention).
+    """
+
+    layer: int
+    kind: UnitKind
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.kind}"
+
+    @classmethod
+    def parse(cls, text: str | Unit) -> Unit:
+        """Reads `17.attn`. Raises ValueError on anything else."""
+        if isinstance(text, Unit):
+            return text
+        match = re.fullmatch(r"(\d+)\.(attn|ffn|mixer)", str(text))
+        if match is None:
+            raise ValueError(f"{text!r} is no unit: write the 0-based block and the kind, for example 17.attn or 3.ffn")
+        return cls(int(match[1]), match[2])  # type: ignore[arg-type]
+
+
+UnitField = Annotated[
+    Unit,
+    BeforeValidator(Unit.parse),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\.(attn|ffn|mixer)$", "examples": ["17.attn"]}),
+]
+Removal = tuple[UnitField, ...]
+"""What leaves in one step: one unit, or the units of a block or pair."""
+
+
+class Record(BaseModel):
+    """Base of everything that is saved: frozen, no unknown fields, JSON round trip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads one record. Raises InputError when the file is missing or does not hold one."""
+        path = Path(path)
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is no {cls.__name__.lower()} of depthcut: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
+    """The first complaint of a validation in one line: where, and what is wrong."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+class Provenance(Record):
+    """Where a model came from, in enough detail to tell two models apart.
+
+    Attributes:
+        source: what the user named: hub id, directory or file.
+        revision: commit of a hub model.
+        digest: sha256 over names, sizes and sampled bytes of the configuration and weight files.
+        quantisation: storage type of the source when it was dequantised on loading (for example `Q4_1`).
+    """
+
+    source: str
+    format: Literal["hub", "directory", "gguf"]
+    revision: str | None = None
+    digest: str
+    model_type: str
+    num_blocks: int
+    dtype: str
+    quantisation: str | None = None
+
+
+class TextDescription(Record):
+    """Which text a stage saw. Two stages saw the same tokens exactly when the digests are equal.
+
+    Attributes:
+        source: the SOURCE the user wrote, or the default's name.
+        detail: file, split, column or seed that the text was taken from, for people.
+        num_samples: sequences.
+        length: token ids a sequence.
+        digest: sha256 of the token ids.
+    """
+
+    source: str
+    detail: str = ""
+    num_samples: int
+    length: int
+    seed: int
+    digest: str
+
+
+class Scores(Record):
+    """Importance of every unit by one metric; larger = more damage when removed.
+
+    Attributes:
+        values: by unit (`17.attn`), or by block (`17`) where `unit` is `block`.
+        standard_errors: same keys, where the metric is an estimate over sequences.
+        measure: unit of measure of the values.
+    """
+
+    metric: str
+    unit: Literal["block", "sublayer"]
+    measure: str
+    values: dict[str, float]
+    standard_errors: dict[str, float] | None = None
+
+
+class ScoreTable(Record):
+    """All that one scoring pass found: `scores.json`.
+
+    Attributes:
+        angular: d(l, n) of UIDL: row l holds the distances for n = 1 .. L - l, each in [0, 1].
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    model: Provenance
+    calibration: TextDescription
+    scores: tuple[Scores, ...]
+    angular: tuple[tuple[float, ...], ...]
+
+    def find(self, metric: str, unit: Literal["block", "sublayer"]) -> Scores:
+        """The scores of one metric; KeyError when the pass did not compute it."""
+        for scores in self.scores:
+            if scores.metric == metric and scores.unit == unit:
+                return scores
+        raise KeyError(f"{metric} for {unit}")
+
+
+class Step(Record):
+    """One removal of a path.
+
+    Attributes:
+        objective: value of the plan's objective after this step, None where the method has none.
+        applied: whether the model beside this plan was made with this step.
+    """
+
+    remove: Removal
+    objective: float | None = None
+    applied: bool = False
+
+
+class UnitSize(Record):
+    """What removing one unit saves.
+
+    Attributes:
+        parameters: of the branch, its own norms included.
+        kv_bytes_per_token: keys and values that an attention keeps for one token of one sequence, at a context
+            shorter than any sliding window; 0 for the other kinds.
+    """
+
+    parameters: int
+    kv_bytes_per_token: int
+
+
+class Cost(Record):
+    """What finding a plan took.
+
+    Attributes:
+        unit_evaluations: single attentions or FFNs run on one calibration sequence.
+        candidate_evaluations: removed sets whose objective was computed.
+    """
+
+    unit_evaluations: int = 0
+    candidate_evaluations: int = 0
+    seconds: float = 0.0
+
+
+class Plan(Record):
+    """An ordered path of removals: `plan.json`. Its first k steps are themselves a plan.
+
+    Attributes:
+        budget: what was asked for, as written by `Budget`.
+        objective: name of what `Step.objective` holds.
+        protected: units that no step may remove.
+        unit_sizes: of every unit of the dense model, so that the size after any step follows from the plan alone.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    model: Provenance
+    calibration: TextDescription | None
+    method: str
+    unit: UnitChoice
+    budget: str
+    objective: str | None = None
+    protected: tuple[UnitField, ...] = ()
+    seed: int = 0
+    unit_sizes: dict[str, UnitSize] = {}
+    steps: tuple[Step, ...]
+    cost: Cost = Cost()
+
+    @property
+    def removed(self) -> tuple[Unit, ...]:
+        """Units of the applied steps, in order of execution."""
+        return tuple(sorted(unit for step in self.steps if step.applied for unit in step.remove))
+
+    def applying(self, num_steps: int) -> Plan:
+        """The same path with exactly its first `num_steps` steps marked as applied."""
+        steps = (step.model_copy(update={"applied": i < num_steps}) for i, step in enumerate(self.steps))
+        return self.model_copy(update={"steps": tuple(steps)})
+
+
+class Measurement(Record):
+    """One number about one model, with what is needed to believe it.
+
+    Attributes:
+        model: which model: `dense`, `pruned`, or the name of a further one.
+        data: the text or setting it was measured on.
+        stderr: standard error of the value, where it is an estimate.
+        samples: how many sequences or repetitions the value is over.
+    """
+
+    name: str
+    value: float
+    unit: str
+    model: str
+    data: str = ""
+    stderr: float | None = None
+    samples: int | None = None
+    software: str = ""
+    device: str = ""
+
+
+def write_measurements(measurements: list[Measurement], path: Path) -> None:
+    """Writes `results.json`: a JSON list of measurements."""
+    rows: list[dict[str, Any]] = [measurement.model_dump() for measurement in measurements]
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def read_measurements(path: Path) -> list[Measurement]:
+    """Reads `results.json`. Raises InputError when the file is missing or holds something else."""
+    try:
+        return TypeAdapter(list[Measurement]).validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} holds no measurements of depthcut: {first_problem(error)}") from error

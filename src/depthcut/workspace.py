@@ -1,0 +1,76 @@
+"""The output folder in the making: it appears whole, under its name, or not at all.
+
+Work goes on in a hidden folder beside the output, which keeps what a killed run has already found; the last act is one
+rename. One process at a time may work on an output.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from depthcut.types import InputError
+
+
+def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
+    """Checks before any work that the output can be written.
+
+    Raises:
+        InputError: it exists and may not be overwritten, is no directory of ours to overwrite, or cannot be written.
+    """
+    if output.is_file():
+        raise InputError(f"the output {output} is a file; name a directory")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise InputError(f"the output {output} exists and is not empty; choose another, or pass --overwrite")
+    if output.is_dir() and overwrite and any(output.iterdir()) and not (output / "plan.json").is_file():
+        raise InputError(f"the output {output} holds no result of depthcut, so it is not overwritten; choose another")
+    parent = output.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"the output {output} cannot be written: no permission in {parent}")
+    unfinished = _work_folder(output)
+    if unfinished.exists() and not (resume or overwrite):
+        raise InputError(
+            f"an unfinished run for {output} lies in {unfinished}; pass --resume to go on with it, or --overwrite to "
+            "throw it away"
+        )
+
+
+def _work_folder(output: Path) -> Path:
+    resolved = output.resolve()
+    return resolved.parent / f".{resolved.name}.unfinished"
+
+
+@contextmanager
+def workspace(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path]:
+    """The folder to work in. On leaving without an exception it becomes the output; else it stays for `--resume`.
+
+    Raises:
+        InputError: see `check_output`; or another process works on the same output.
+    """
+    check_output(output, overwrite=overwrite, resume=resume)
+    work = _work_folder(output)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = work.with_suffix(".lock")
+    with lock_path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another process is working on {output}; wait for it or choose another output") from error
+        try:
+            if work.exists() and not resume:
+                shutil.rmtree(work)
+            work.mkdir(exist_ok=True)
+            yield work
+            if output.exists():
+                shutil.rmtree(output)
+            work.rename(output)
+        finally:
+            if work.exists() and not any(work.iterdir()):
+                work.rmdir()
+            lock_path.unlink(missing_ok=True)

@@ -1,0 +1,134 @@
+"""Surgery must leave exactly the model that bypassing gives, and a configuration that belongs to it."""
+
+import itertools
+
+import pytest
+import torch
+
+import tiny
+from depthcut.model.architectures import find_architecture
+from depthcut.model.bypass import bypass
+from depthcut.surgery import apply, is_dense, pack
+from depthcut.types import InputError, Unit
+
+
+def units(text):
+    return {Unit.parse(name) for name in text.split()}
+
+
+def generate(model, ids, use_cache):
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=9,
+        min_new_tokens=9,
+        do_sample=False,
+        use_cache=use_cache,
+    )
+
+
+BLOCKS = "1.attn 1.ffn 4.attn 4.ffn"
+PAIRS = "0.ffn 1.attn 3.ffn 4.attn"
+FIRST_ATTENTION = "0.attn 2.ffn 3.attn 5.ffn"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "removed"), itertools.product(tiny.ALL, [BLOCKS, PAIRS, FIRST_ATTENTION]))
+def test_removed_equals_bypassed_and_cached_equals_uncached(family, removed):
+    model = tiny.model(family)
+    architecture = find_architecture(model.config)
+    ids = tiny.samples().input_ids[:1]
+    with bypass(model, architecture, units(removed)):
+        bypassed = model(input_ids=ids, use_cache=False).logits
+    dense = model(input_ids=ids, use_cache=False).logits
+    pruned = apply(model, architecture, units(removed))
+    assert torch.equal(pruned(input_ids=ids, use_cache=False).logits, bypassed)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, dense)
+    assert torch.equal(generate(pruned, ids, True), generate(pruned, ids, False))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.ALL)
+def test_an_empty_plan_gives_the_dense_model_bit_for_bit(family):
+    model = tiny.model(family)
+    ids = tiny.samples().input_ids
+    pruned = apply(model, find_architecture(model.config), ())
+    assert torch.equal(pruned(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert pruned.config.to_dict() == model.config.to_dict()
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
+def test_the_kept_blocks_are_numbered_densely_and_keep_their_own_configuration(family):
+    model = tiny.model(family)
+    architecture = find_architecture(model.config)
+    pruned = apply(model, architecture, units(BLOCKS))
+    kept = [0, 2, 3, 5]
+    blocks = architecture.block_list(pruned)
+    assert pruned.config.num_hidden_layers == len(blocks) == 4
+    for index, block in enumerate(blocks):
+        indices = {module.layer_idx for module in block.modules() if hasattr(module, "layer_idx")}
+        assert indices == {index}
+    for name in ("layer_types", "no_rope_layers"):
+        if getattr(model.config, name, None):
+            assert getattr(pruned.config, name) == [getattr(model.config, name)[layer] for layer in kept]
+
+
+def test_packed_pairs_take_attention_settings_from_the_attention():
+    model = tiny.model("gemma3_text")
+    pruned = apply(model, find_architecture(model.config), units("1.ffn 2.attn"))
+    old = model.config.layer_types
+    assert pruned.config.layer_types == [old[0], old[1], *old[3:]]
+
+
+def test_max_window_layers_says_where_sliding_begins_after_the_cut():
+    model = tiny.model("qwen2", layer_types=["full_attention"] * 3 + ["sliding_attention"] * 3, max_window_layers=3)
+    pruned = apply(model, find_architecture(model.config), units(BLOCKS))
+    assert pruned.config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    assert pruned.config.max_window_layers == 2
+
+
+def test_pruned_and_dense_share_their_tensors():
+    model = tiny.model("llama")
+    pruned = apply(model, find_architecture(model.config), units(BLOCKS))
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in pruned.parameters()} < own
+
+
+def test_any_even_run_of_sublayers_packs_into_whole_blocks():
+    model = tiny.model("llama")
+    architecture = find_architecture(model.config)
+    order = architecture.units(tiny.NUM_BLOCKS)
+    for start, length in itertools.product(range(len(order)), (2, 4, 6)):
+        removed = order[start : start + length]
+        if len(removed) == length:
+            packed = pack(order, removed, architecture)
+            assert is_dense(packed, architecture)
+            assert len(packed) == tiny.NUM_BLOCKS - length // 2
+    assert not is_dense(pack(order, [Unit(2, "ffn")], architecture), architecture)
+
+
+def test_parallel_branches_stay_in_their_block():
+    architecture = find_architecture(tiny.config("gpt_neox"))
+    packed = pack(architecture.units(4), units("0.ffn 1.attn"), architecture)
+    assert [block.sources for block in packed] == [
+        {"attn": 0},
+        {"ffn": 1},
+        {"attn": 2, "ffn": 2},
+        {"attn": 3, "ffn": 3},
+    ]
+
+
+def test_removing_everything_or_what_is_not_there_is_refused():
+    model = tiny.model("llama")
+    architecture = find_architecture(model.config)
+    with pytest.raises(InputError, match="nothing would remain"):
+        apply(model, architecture, architecture.units(tiny.NUM_BLOCKS))
+    with pytest.raises(InputError, match=r"9\.attn is no unit of this model: it has 0\.attn to 5\.ffn"):
+        apply(model, architecture, [Unit(9, "attn")])
+
+
+def test_a_configuration_that_names_blocks_by_index_is_refused():
+    model = tiny.model("llama")
+    model.config.first_k_dense_replace = 2
+    with pytest.raises(InputError, match="first_k_dense_replace"):
+        apply(model, find_architecture(model.config), [Unit(1, "attn"), Unit(1, "ffn")])

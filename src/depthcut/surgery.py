@@ -69,7 +69,7 @@ def pack(units: Sequence[Unit], removed: Collection[Unit], architecture: Archite
 
     Parallel branches read the stream at their own block's start, so they stay where they are.
     """
-    order = list(architecture.branches)
+    order: list[str] = list(architecture.branches)
     packed: list[PackedBlock] = []
     for unit in sorted(set(units) - set(removed)):
         last = packed[-1].sources if packed else {}
@@ -126,7 +126,7 @@ def apply(model: PreTrainedModel, architecture: Architecture, removed: Collectio
     units = architecture.units(model.config.num_hidden_layers)
     packed = pack(units, removed, architecture)
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    pruned: PreTrainedModel = copy.deepcopy(model, tensors)  # type: ignore[arg-type]
+    pruned: PreTrainedModel = copy.deepcopy(model, tensors)
 
     blocks = architecture.block_list(pruned)
     modules = {
@@ -147,7 +147,8 @@ def apply(model: PreTrainedModel, architecture: Architecture, removed: Collectio
         kept.append(block)
     del blocks[:]
     blocks.extend(kept)
-    _cut_config(pruned.config, packed, len(units) // len(architecture.branches))
+    if removed:
+        _cut_config(pruned.config, packed, len(units) // len(architecture.branches))
     return pruned
 
 
@@ -166,7 +167,7 @@ def _cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_blo
             kind = "ffn" if name in FFN_LISTS else "attn"
             setattr(config, name, _entries(value, packed, kind))
     layer_types = getattr(config, "layer_types", None)
-    if layer_types and getattr(config, "max_window_layers", None) is not None:
+    if layer_types and getattr(config, "use_sliding_window", False) and hasattr(config, "max_window_layers"):
         # Says from which block on attention slides; readers without layer_types still go by it.
         full = [kind == "full_attention" for kind in layer_types]
         config.max_window_layers = full.index(False) if False in full else len(full)

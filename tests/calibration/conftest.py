@@ -13,11 +13,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 
-def sentences(first: int, count: int) -> str:
-    """`count` sentences that occur under no other number; every one is longer than 40 characters."""
-    return "\n".join(
-        f"Sentence number {i} tells of the {i * 7919 % 1009} ships in harbour." for i in range(first, first + count)
-    )
+def _sentences(first: int, count: int) -> str:
+    numbers = range(first, first + count)
+    return "\n".join(f"Sentence number {i} tells of the {i * 7919 % 1009} ships in harbour." for i in numbers)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> Callable[[int, int], str]:
+    """`sentences(first, count)`: as many lines, each longer than 40 characters and found under no other number."""
+    return _sentences
 
 
 def _byte_pairs(**special: str) -> Tokenizer:
@@ -31,7 +35,7 @@ def _byte_pairs(**special: str) -> Tokenizer:
         show_progress=False,
     )
     # Blank lines at the end of a text become one token, and two tokens where a word follows.
-    tokenizer.train_from_iterator([sentences(0, 50), *["\n\n"] * 50], trainer)
+    tokenizer.train_from_iterator([_sentences(0, 50), *["\n\n"] * 50], trainer)
     return tokenizer
 
 

@@ -60,7 +60,7 @@ def test_wrong_column_of_a_parquet_file(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"id": [1], "body": ["words"]}), path)
     with pytest.raises(InputError, match="its columns are id, body"):
         check(str(path))
-    with pytest.raises(InputError, match="column 'id' of row 1 of .* holds int, not text"):
+    with pytest.raises(InputError, match=r"column 'id' of row 1 of .* holds int, not text"):
         check(f"{path},column=id")
     check(f"{path},column=body")
 
@@ -90,10 +90,11 @@ def test_missing_parquet_file(tmp_path: Path) -> None:
         ("list.jsonl", b'["words"]\n', "line 1 of .* is no JSON object"),
         ("number.jsonl", b'{"text": 3}\n', "column 'text' of row 1 of .* holds int, not text"),
         ("plain.jsonl.gz", b'{"text": "good"}\n', "is no complete gzip file"),
-        ("cut.jsonl.gz", gzip.compress(b'{"text": "good"}\n' * 50)[:-12], "is no complete gzip file"),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "good"}\n' * 3)[:-12], "is no complete gzip file"),
         ("plain.parquet", b"words, not a table", "is no parquet file"),
         ("empty.parquet", b"", "is no parquet file"),
     ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
 )
 def test_bad_files_end_with_one_sentence(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     path = tmp_path / name

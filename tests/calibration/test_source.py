@@ -102,5 +102,5 @@ def test_directories_and_other_kinds_of_file_are_refused(tmp_path: Path) -> None
         parse_source(str(tmp_path))
     table = tmp_path / "table.csv"
     table.write_text("text\nwords\n")
-    with pytest.raises(InputError, match="of a kind that is not read as text: give .txt"):
+    with pytest.raises(InputError, match=r"of a kind that is not read as text: give .txt"):
         parse_source(str(table))

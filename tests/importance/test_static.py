@@ -1,5 +1,6 @@
 """One streamed pass must agree with the metrics' definitions written out over the model's own activations."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ def test_block_metrics_agree_with_plain_hooks(family):
     stream, samples = engine(family), tiny.samples()
     found, angular = table(stream, samples, batch_size=2)
     h = block_streams(stream.model, samples.input_ids)
-    for layer, (x, y) in enumerate(zip(h, h[1:], strict=False)):
+    for layer, (x, y) in enumerate(itertools.pairwise(h)):
         norm = lambda v, p=2: np.linalg.norm(v, ord=p, axis=-1)
         expected = {
             "block-influence": 1 - ((x * y).sum(-1) / norm(x) / norm(y)).mean(),

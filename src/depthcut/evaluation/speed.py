@@ -33,7 +33,7 @@ def compare_speed(
     """
     seconds: dict[str, dict[str, list[float]]] = {name: {"prompt": [], "decode": []} for name in models}
     for index in range(rounds + 1):
-        order = list(models) if index % 2 == 0 else list(reversed(models))
+        order = list(models) if index % 2 == 0 else list(models)[::-1]
         for name in order:
             prompt, decode = _time_once(models[name], input_ids, decode_tokens)
             if index:
@@ -85,5 +85,7 @@ def kv_bytes_per_token(model: PreTrainedModel, input_ids: torch.Tensor) -> float
     """Bytes that the model's cache really holds, a token of one sequence; measured, so sliding windows count."""
     cache = DynamicCache(config=model.config)
     model(input_ids=input_ids.to(model.device), past_key_values=cache, use_cache=True)
-    tensors = [tensor for keys, values, *_ in cache for tensor in (keys, values) if tensor is not None]
+    tensors: list[torch.Tensor] = [
+        tensor for keys, values, *_ in cache for tensor in (keys, values) if tensor is not None
+    ]
     return sum(tensor.nbytes for tensor in tensors) / input_ids.numel()

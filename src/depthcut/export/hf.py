@@ -84,15 +84,14 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         raise VerificationError(f"the written model does not load in a fresh process: {reason}")
     found = json.loads(child.stdout.strip().splitlines()[-1])
     if found["largest_logit_difference"] != 0:
-        raise VerificationError(
-            f"the reloaded model's logits differ from the model in memory by up to {found['largest_logit_difference']:.3g}"
-        )
+        difference = found["largest_logit_difference"]
+        raise VerificationError(f"the reloaded logits differ from those in memory by up to {difference:.3g}")
     if not (found["with_cache_equal"] and found["without_cache_equal"]):
         raise VerificationError("the reloaded model decodes other tokens than the model in memory")
 
 
 def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
-    return model.generate(  # type: ignore[operator, no-any-return]
+    return model.generate(  # type: ignore[no-any-return]
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=GREEDY_TOKENS,

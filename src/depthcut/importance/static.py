@@ -126,6 +126,38 @@ def _angular(streams: torch.Tensor) -> torch.Tensor:
     return torch.einsum("psh,qsh->pqs", unit_length, unit_length).clamp(-1, 1).arccos() / math.pi
 
 
+class _BatchVisitor:
+    """What is gathered while one batch runs: token sums as they come, and the streams at each sequence's last token.
+
+    Attributes:
+        block_ends: (2, sequences, hidden) before and after each block, in order.
+        sublayer_ends: the same for each sublayer.
+    """
+
+    def __init__(self, token_sums: _TokenSums, tokens: torch.Tensor) -> None:
+        self.token_sums = token_sums
+        self.tokens = tokens
+        self.block_ends: list[torch.Tensor] = []
+        self.sublayer_ends: list[torch.Tensor] = []
+        self._last_token = (tokens * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(dim=-1)
+        self._sequences = torch.arange(len(tokens), device=tokens.device)
+        self._recent: list[_Stream] = []
+
+    def __call__(self, unit: Unit | int, before: torch.Tensor, after: torch.Tensor) -> None:
+        self.token_sums.add(unit, self._measured(before), self._measured(after), self.tokens)
+        ends = torch.stack([stream[self._sequences, self._last_token] for stream in (before, after)])
+        (self.block_ends if isinstance(unit, int) else self.sublayer_ends).append(ends)
+
+    def _measured(self, captured: torch.Tensor) -> _Stream:
+        """The stream with its norms; one that a neighbouring unit shares is measured once."""
+        for known in self._recent:
+            if known.captured is captured:
+                return known
+        self._recent.append(_Stream(captured))
+        del self._recent[:-4]
+        return self._recent[-1]
+
+
 @torch.no_grad()
 def static_scores(
     stream: DecoderStream, samples: Samples, batch_size: int = 4, advance: Callable[[int], None] = lambda _: None
@@ -154,33 +186,13 @@ def static_scores(
     for begin in range(0, len(samples.input_ids), batch_size):
         end = begin + batch_size
         batch = stream.prepare(samples.input_ids[begin:end], samples.attention_mask[begin:end])
-        tokens = batch.token_mask
-        last_token = (tokens * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(dim=-1)
-        sequences = torch.arange(len(tokens), device=tokens.device)
-        recent: list[_Stream] = []
-        block_ends: list[torch.Tensor] = []
-        sublayer_ends: list[torch.Tensor] = []
-
-        def measured(captured: torch.Tensor) -> _Stream:
-            """The stream with its norms; one that a neighbouring unit shares is measured once."""
-            for known in recent:
-                if known.captured is captured:
-                    return known
-            recent.append(_Stream(captured))
-            del recent[:-4]
-            return recent[-1]
-
-        def visit(unit: Unit | int, before: torch.Tensor, after: torch.Tensor) -> None:
-            token_sums.add(unit, measured(before), measured(after), tokens)
-            ends = torch.stack([before[sequences, last_token], after[sequences, last_token]])
-            (block_ends if isinstance(unit, int) else sublayer_ends).append(ends)
-
-        stream.run(batch, visit=visit)
-        num_tokens.append(tokens.sum(dim=-1))
-        boundaries = torch.stack([block_ends[0][0], *(ends[1] for ends in block_ends)])
+        visitor = _BatchVisitor(token_sums, batch.token_mask)
+        stream.run(batch, visit=visitor)
+        num_tokens.append(visitor.tokens.sum(dim=-1))
+        boundaries = torch.stack([visitor.block_ends[0][0], *(ends[1] for ends in visitor.block_ends)])
         between_blocks.append(_angular(boundaries))
-        between_sublayers.append(torch.stack([_angular(ends)[0, 1] for ends in sublayer_ends]))
-        advance(len(tokens))
+        between_sublayers.append(torch.stack([_angular(ends)[0, 1] for ends in visitor.sublayer_ends]))
+        advance(len(batch.input_ids))
 
     scores = token_sums.scores(torch.cat(num_tokens))
     blocks = torch.cat(between_blocks, dim=-1)

@@ -96,7 +96,7 @@ class ModelSource:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own tokenizer."""
         with _reading(self.provenance.source, "tokenizer"):
-            return AutoTokenizer.from_pretrained(self.folder, **self._arguments())  # type: ignore[no-any-return]
+            return AutoTokenizer.from_pretrained(self.folder, **self._arguments())
 
     def load_model(self, device: str = "auto") -> PreTrainedModel:
         """Reads the weights; the model is in eval mode and can be saved (a dequantised one too).
@@ -120,7 +120,7 @@ class ModelSource:
             model.config.__dict__.pop("quantization_config", None)
             model.hf_quantizer = None
             model.is_quantized = False
-        return model.to(device).eval()  # type: ignore[no-any-return]
+        return model.to(device).eval()
 
 
 def resolve(

@@ -190,7 +190,7 @@ class DecoderStream:
         """While open, every block runs `forward` instead of its own."""
         try:
             for block in self.blocks:
-                block.forward = forward  # type: ignore[assignment]
+                block.forward = forward
             yield
         finally:
             for block in self.blocks:

@@ -112,8 +112,8 @@
 
   const find = (id) => document.getElementById(id);
 
-  function read(readout, text, hint) {
-    readout.textContent = text ?? hint;
+  function read(readout, text, idle) {
+    readout.textContent = text ?? idle;
     readout.classList.toggle("idle", text === undefined);
   }
 
@@ -121,10 +121,10 @@
 
   /**
    * Makes a chart readable by pointer, touch and arrow keys: the item there is outlined and told in the readout.
-   * `locate` gives the item at a point, `move` the one next to an item, `outline` its box, `words` its text.
+   * `locate` gives the item at a point, `move` the one next to an item, `outline` its box, `words` its text; `first`
+   * is where the keys begin, `idle` the text while nothing is chosen.
    */
-  function explore(svg, label, readout, { locate, move, outline, words, first }) {
-    const hint = "Point at the figure, or select it and use the arrow keys.";
+  function explore(svg, label, readout, { locate, move, outline, words, first, idle }) {
     const box = d3.select(svg).append("rect").attr("fill", "none").attr("stroke", "var(--ink)").attr("stroke-width", 2);
     let current;
     const show = (item) => {
@@ -132,7 +132,7 @@
       const { x, y, width, height } = item ? outline(item) : { x: 0, y: 0, width: 0, height: 0 };
       box.attr("x", x).attr("y", y).attr("width", width).attr("height", height).attr("rx", 1.5);
       box.attr("visibility", item ? "visible" : "hidden");
-      read(readout, item && words(item), hint);
+      read(readout, item && words(item), idle);
     };
     d3.select(svg)
       .attr("tabindex", 0)
@@ -252,7 +252,8 @@
 
   function drawScores(width) {
     const figure = find("scores");
-    figure.hidden = isSize(metric);
+    const readout = find("scores-readout");
+    figure.hidden = readout.hidden = isSize(metric);
     if (isSize(metric)) return;
     const chosen = metric;
     const shown = chosen.ofBlocks ? d3.groups(units, (unit) => unit.layer).map(([, inBlock]) => inBlock[0]) : units;
@@ -266,7 +267,7 @@
       }))
       .filter((point) => point.value != null);
     if (!points.length) {
-      figure.hidden = true;
+      figure.hidden = readout.hidden = true;
       return;
     }
     const values = points.map((point) => point.value);
@@ -317,10 +318,13 @@
     });
     figure.replaceChildren(make("figcaption", {}, ...scoreKeys(kinds, points)), svg);
 
+    const pointText = ({ block, kind, value }) =>
+      `${chosen.ofBlocks ? `block ${block}` : `${block}.${kind}`}: ${numberText(value)}`;
     const [x, y] = [svg.scale("x"), svg.scale("y")];
     const unitWidth = x.apply(1) - x.apply(0);
-    explore(svg, `${chosen.name} of every unit`, find("map-readout"), {
+    explore(svg, `${chosen.name} of every unit`, readout, {
       first: { block: 0 },
+      idle: `least ${pointText(d3.least(points, (point) => point.value))} · greatest ${pointText(d3.greatest(points, (point) => point.value))}`,
       locate: (px) => {
         const block = Math.round(x.invert(px));
         return block >= 0 && block < numBlocks ? { block } : undefined;
@@ -425,25 +429,26 @@
             dy: -14,
             text: () => "this model",
             fill: "var(--accent)",
-            className: "strong",
           }),
       ],
     });
     figure.replaceChildren(svg);
 
+    const words = (step) =>
+      [
+        `step ${step.order}: ${step.remove.join(", ")}`,
+        `${data.plan.objective} ${numberText(step.objective)}`,
+        `${percentText(step.share)} of the parameters removed`,
+        step.applied ? "in this model" : "not in this model",
+      ].join(" · ");
     const [x, y] = [svg.scale("x"), svg.scale("y")];
     explore(svg, `${data.plan.objective} after every removal`, find("path-readout"), {
       first: steps[0],
       locate: (px) => d3.least(steps, (step) => Math.abs(x.apply(step.share * 100) - px)),
       move: (step, dx) => steps[steps.indexOf(step) + dx],
       outline: (step) => ({ x: x.apply(step.share * 100) - 7, y: y.apply(step.objective) - 7, width: 14, height: 14 }),
-      words: (step) =>
-        [
-          `step ${step.order}: ${step.remove.join(", ")}`,
-          `${data.plan.objective} ${numberText(step.objective)}`,
-          `${percentText(step.share)} of the parameters removed`,
-          step.applied ? "in this model" : "not in this model",
-        ].join(" · "),
+      words,
+      idle: words(cut ?? steps[0]),
     });
   }
 
@@ -511,6 +516,16 @@
     });
     figure.replaceChildren(svg);
 
+    const words = (cell) => {
+      const best = least[cell.size - 1];
+      const bestText = `${blocksText(best.start, best.size)}, ${numberText(best.distance)}`;
+      return [
+        `${blocksText(cell.start, cell.size)}: distance ${numberText(cell.distance)}`,
+        `n = ${cell.size}`,
+        best.start === cell.start ? "the least of its row" : `least of its row: ${bestText}`,
+      ].join(" · ");
+    };
+    const widest = d3.greatest(runs, (run) => run.size);
     const [x, y] = [svg.scale("x"), svg.scale("y")];
     explore(svg, "Angular distance across every window of blocks", find("angular-readout"), {
       first: cellAt(least[0].start, 1),
@@ -525,14 +540,8 @@
         width: x.apply(1) - x.apply(0),
         height: y.apply(1) - y.apply(2),
       }),
-      words: (cell) => {
-        const best = least[cell.size - 1];
-        const isBest = best.start === cell.start;
-        return [
-          `${blocksText(cell.start, cell.size)}: distance ${numberText(cell.distance)}`,
-          isBest ? `the least for n = ${cell.size}` : `least for n = ${cell.size}: ${numberText(best.distance)}, ${blocksText(best.start, best.size)}`,
-        ].join(" · ");
-      },
+      words,
+      idle: words((widest && cellAt(widest.start, widest.size)) ?? least[0]),
     });
     find("angular-low").textContent = numberText(scale.low);
     find("angular-high").textContent = numberText(scale.high) + (scale.isLog ? " (log scale)" : "");

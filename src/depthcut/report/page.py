@@ -123,19 +123,19 @@ def answer(plan: Plan, rows: Sequence[Row]) -> list[Figure]:
     """The page's first numbers: how much smaller, at what cost, how much faster."""
     by_name = {row.name: row for row in reversed(rows)}  # of several data sets the first one answers
     figures = [
-        _figure("Removed", by_name.get("parameters"), "parameters", [removed_list(plan)]),
-        _figure("Cost", by_name.get("perplexity"), "perplexity", _cost_notes(by_name)),
-        _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", _speed_notes(by_name)),
+        _figure("Removed", by_name.get("parameters"), "parameters", "", [removed_list(plan)]),
+        _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name)),
+        _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", _speed_notes(by_name)),
     ]
     return [figure for figure in figures if figure is not None]
 
 
-def _figure(term: str, row: Row | None, meaning: str, notes: Sequence[str]) -> Figure | None:
+def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Sequence[str]) -> Figure | None:
     if row is None or row.pruned == UNKNOWN:
         return None
     if not row.change:
-        return Figure(term, row.pruned, meaning, tuple(notes))
-    return Figure(term, row.change, meaning, (f"{row.dense} → {row.pruned}", *notes))
+        return Figure(term, row.pruned, meaning + measure, tuple(notes))
+    return Figure(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
 
 
 def _cost_notes(by_name: Mapping[str, Row]) -> list[str]:
@@ -150,7 +150,7 @@ def _cost_notes(by_name: Mapping[str, Row]) -> list[str]:
 
 
 def _speed_notes(by_name: Mapping[str, Row]) -> list[str]:
-    notes = ["tokens per second"]
+    notes: list[str] = []
     prompt, cache = by_name.get("prompt_tokens_per_second"), by_name.get("kv_bytes_per_token")
     if prompt is not None and prompt.change:
         notes.append(f"reading a prompt {prompt.change}")

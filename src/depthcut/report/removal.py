@@ -34,16 +34,14 @@ class PathRow:
 
 
 def headline(plan: Plan) -> str:
-    """The applied removal in a line: `8 of 30 blocks removed`, `3 sublayers (2 attentions, 1 FFN) removed …`."""
+    """The applied removal in a line: `8 of 30 blocks removed`, `9 attentions and 5 FFNs removed`."""
     kinds = [unit.kind for unit in plan.removed]
     if not kinds:
         return "Nothing removed"
-    num_blocks = plan.model.num_blocks
     if plan.unit == "block":
-        return f"{len(removed_blocks(plan))} of {_counted(num_blocks, 'block', 'blocks')} removed"
+        return f"{len(removed_blocks(plan))} of {_counted(plan.model.num_blocks, 'block', 'blocks')} removed"
     parts = [_counted(kinds.count(kind), _SINGULAR[kind], _PLURAL[kind]) for kind in _SINGULAR if kind in kinds]
-    removed = parts[0] if len(parts) == 1 else f"{len(kinds)} sublayers ({', '.join(parts)})"
-    return f"{removed} removed from {_counted(num_blocks, 'block', 'blocks')}"
+    return " and ".join(parts) + " removed"
 
 
 def removed_list(plan: Plan) -> str:

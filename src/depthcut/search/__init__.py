@@ -1,1 +1,1 @@
-"""Which units leave, in which order: one file a search. A search returns a path; cutting it earlier is a smaller plan."""
+"""Which units leave, in which order: one file a search. It returns a path; cutting it earlier is a smaller plan."""

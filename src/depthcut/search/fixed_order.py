@@ -45,10 +45,11 @@ class FixedOrder:
         return candidates[:-1] if removes_all else candidates
 
 
-for _order, _summary, _source in (
+_ORDERS: tuple[tuple[Order, str, str], ...] = (
     ("deepest-first", "the deepest blocks but the last", "UIDL, arXiv 2403.17887"),
     ("sequential", "the first blocks first (a control)", "ShortGPT, arXiv 2403.03853"),
     ("reverse", "the last blocks first (a control)", "ShortGPT, arXiv 2403.03853"),
     ("random", "in random order (a control)", "ShortGPT, arXiv 2403.03853"),
-):
+)
+for _order, _summary, _source in _ORDERS:
     SEARCHES.register(_order, functools.partial(FixedOrder, _order), summary=_summary, source=_source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -58,7 +59,7 @@ class Budget:
         match = re.fullmatch(r"(\w+)=(\d*\.?\d+)", str(budget).strip())
         if match is None or match[1] not in REMAINING_SHARES or not 0 < float(match[2]) < 1:
             raise InputError(
-                f"budget {budget!r} is unknown: write parameters=0.8 or kv=0.7, the fraction between 0 and 1 that may stay"
+                f"budget {budget!r} is unknown: write parameters=0.8 or kv=0.7, the fraction between 0 and 1 that stays"
             )
         return cls(match[1], float(match[2]))  # type: ignore[arg-type]
 
@@ -102,7 +103,7 @@ class Problem:
         if self.unit == "block":
             groups = [tuple(unit for unit in kept if unit.layer == layer) for layer in range(self.num_blocks)]
         elif self.unit == "pair":
-            groups = [pair for pair in zip(kept, kept[1:], strict=False) if pair[0].kind != pair[1].kind]
+            groups = [pair for pair in itertools.pairwise(kept) if pair[0].kind != pair[1].kind]
         else:
             groups = [(unit,) for unit in kept if self.unit in ("sublayer", unit.kind)]
         return [group for group in groups if group and not self.protected.intersection(group)]
@@ -152,8 +153,8 @@ class Problem:
         """
         if self.unit == "pair" and self.architecture.parallel:
             raise InputError(
-                "in this family attention and feed-forward part of a block read the same stream, so pairs across blocks "
-                "cannot be packed into an ordinary checkpoint; use --unit block, or sublayer"
+                "in this family attention and feed-forward part of a block read the same stream, so pairs across "
+                "blocks cannot be packed into an ordinary checkpoint; use --unit block, or sublayer"
             )
         removable = {unit for removal in self.candidates() for unit in removal}
         possible = int(self.count(removable)) - (len(removable) == len(self.units))
@@ -172,7 +173,8 @@ class Search(Protocol):
         objective: what the steps' objective is called; None where it gives none.
     """
 
-    needs: Literal["configuration", "scores"]
+    @property
+    def needs(self) -> Literal["configuration", "scores"]: ...
 
     @property
     def objective(self) -> str | None: ...

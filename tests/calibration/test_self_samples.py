@@ -1,0 +1,121 @@
+"""The model's own samples: its own distribution, seeded, without a trace in model or random state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from depthcut.calibration import sample_self
+from depthcut.types import InputError
+
+EOS = 0
+
+
+def tiny(**changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+        "pad_token_id": EOS,
+    }
+    return LlamaForCausalLM(LlamaConfig(**(shape | changes))).eval()
+
+
+def test_samples_open_with_bos_and_have_their_full_length(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    made = sample_self(tiny(), bos_tokenizer, num_samples=11, length=40, seed=0)
+    assert made.input_ids.shape == (11, 40)
+    assert made.input_ids[:, 0].tolist() == [bos_tokenizer.bos_token_id] * 11
+    assert made.attention_mask.all()
+    assert len({tuple(row) for row in made.input_ids.tolist()}) == 11
+    assert (made.description.source, made.description.seed) == ("self", 0)
+
+
+def test_sequences_go_on_after_eos_with_other_tokens(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = sample_self(tiny(), bos_tokenizer, num_samples=8, length=60, seed=0).input_ids
+    assert all((row[:-10] == EOS).any() for row in ids)
+    assert all((row[-10:] != EOS).any() for row in ids)
+
+
+def test_samples_follow_the_models_distribution_not_its_generation_settings(
+    bos_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = tiny()
+    model.generation_config = GenerationConfig(
+        eos_token_id=EOS, pad_token_id=EOS, temperature=0.01, top_k=1, repetition_penalty=3.0, suppress_tokens=[5]
+    )
+    settings = model.generation_config
+    # A head of zeros but for a constant input makes every token independent: the shares must be the softmax.
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    ids = sample_self(model, bos_tokenizer, num_samples=64, length=101, seed=0).input_ids[:, 1:]
+    shares = torch.bincount(ids.flatten(), minlength=16) / ids.numel()
+    assert torch.allclose(shares, torch.full((16,), 1 / 16), atol=0.015)
+    assert model.generation_config is settings
+
+
+def test_cached_sampling_is_sampling_from_the_whole_sequence(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny(initializer_range=1.0)
+    made = sample_self(model, bos_tokenizer, num_samples=3, length=12, seed=5)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        ids = torch.ones(3, 1, dtype=torch.int64)
+        for _ in range(11):
+            chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+    assert made.input_ids.tolist() == ids.tolist()
+
+
+def test_the_seed_alone_decides_and_the_global_random_state_stays(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny()
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = sample_self(model, bos_tokenizer, num_samples=9, length=20, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    again = sample_self(model, bos_tokenizer, num_samples=9, length=20, seed=1)
+    other = sample_self(model, bos_tokenizer, num_samples=9, length=20, seed=2)
+    assert first.description.digest == again.description.digest != other.description.digest
+    assert first.document_digests == again.document_digests
+    assert not first.document_digests & other.document_digests
+
+
+def test_settings_come_back_after_a_failure(
+    bos_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny()
+    settings, before = model.generation_config, torch.get_rng_state()
+
+    def fail(*_: Any, **__: Any) -> None:
+        torch.rand(1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sample_self(model, bos_tokenizer, num_samples=1, length=5, seed=0)
+    assert model.generation_config is settings
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_bos_in_the_tokenizer_the_models_is_used_then_eos(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokenizer.bos_token_id is None
+    assert sample_self(tiny(bos_token_id=7), tokenizer, num_samples=1, length=2, seed=0).input_ids[0, 0] == 7
+    assert sample_self(tiny(bos_token_id=None), tokenizer, num_samples=1, length=2, seed=0).input_ids[0, 0] == EOS
+
+
+def test_a_model_without_either_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(InputError, match="neither BOS nor EOS"):
+        sample_self(tiny(bos_token_id=None), bare, num_samples=1, length=5, seed=0)
+
+
+def test_one_token_is_no_sequence(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match="at least 1 sample and 2 token ids"):
+        sample_self(tiny(), bos_tokenizer, num_samples=1, length=1, seed=0)

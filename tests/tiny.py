@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from depthcut.calibration import Samples
+from depthcut.export import hf, reload_check
 from depthcut.model.architectures import FAMILIES
 
 NUM_BLOCKS = 6
 VOCABULARY = 97
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
+BYTE_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -75,3 +84,48 @@ def samples(num_samples: int = 3, length: int = 12, seed: int = 0) -> Samples:
 
 
 ALL = sorted(FAMILIES)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte after the three special ones, so that a few lines of text are many samples."""
+    alphabet = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    pad, bos, eos = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=pad, bos_token=bos, eos_token=eos)
+
+
+def save(folder: Path, family: str = "llama", identity: int | None = None, **changes: Any) -> Path:
+    """Writes a random model with its tokenizer.
+
+    Args:
+        identity: a block whose output projections are zeroed, so that it passes the stream on as it is.
+    """
+    made = model(family, vocab_size=BYTE_VOCABULARY, **changes)
+    if identity is not None:
+        architecture = FAMILIES[family]
+        block = architecture.block_list(made)[identity]
+        with torch.no_grad():
+            for branch in architecture.branches.values():
+                for parameter in block.get_submodule(branch.projection).parameters():
+                    parameter.zero_()
+    made.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def reload_in_process(monkeypatch: Any) -> None:
+    """Lets a written model be reloaded by the same script in this process: a fresh one takes seconds to start."""
+
+    def run(command: list[str], **_: Any) -> CompletedProcess[str]:
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output):
+                reload_check.main(*command[command.index(str(hf.RELOAD_SCRIPT)) + 1 :])
+        except (OSError, RuntimeError, ValueError) as error:
+            return CompletedProcess(command, 1, "", f"{type(error).__name__}: {error}")
+        return CompletedProcess(command, 0, output.getvalue(), "")
+
+    monkeypatch.setattr(hf, "subprocess", SimpleNamespace(run=run))

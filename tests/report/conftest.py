@@ -9,9 +9,10 @@ import pytest
 from depthcut.types import Measurement, Plan, Provenance, Scores, ScoreTable, Step, TextDescription, Unit, UnitSize
 
 NUM_BLOCKS = 30
-DENSE_PARAMETERS = 134_515_008
 ATTENTION = UnitSize(parameters=884_736 + 576, kv_bytes_per_token=768)
 FFN = UnitSize(parameters=2_654_208 + 576, kv_bytes_per_token=0)
+BLOCK_PARAMETERS = ATTENTION.parameters + FFN.parameters
+DENSE_PARAMETERS = 134_515_008
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
         tuple(min(1.0, 0.16 * (path[start + size] - path[start]) ** 0.6) for size in range(1, num_blocks - start + 1))
         for start in range(num_blocks)
     )
-    left = DENSE_PARAMETERS - len(removed) * (ATTENTION.parameters + FFN.parameters)
+    dense_parameters = DENSE_PARAMETERS + (num_blocks - NUM_BLOCKS) * BLOCK_PARAMETERS
     kept = num_blocks - len(removed)
     text = {"data": "WikiText-2 test, 32 × 512 tokens", "unit": "perplexity", "samples": 32}
     speed = {"unit": "tokens/s", "samples": 5, "device": "2 cores of an x86-64 CPU"}
@@ -125,14 +126,14 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
         plan=plan,
         scores=ScoreTable(model=model, calibration=calibration, scores=tuple(scores), angular=angular),
         measurements=(
-            measure("parameters", "dense", DENSE_PARAMETERS, unit="parameters"),
+            measure("parameters", "dense", dense_parameters, unit="parameters"),
             measure("blocks", "dense", num_blocks, unit="blocks"),
             measure("bytes_on_disk", "dense", 269_060_552, unit="bytes"),
             measure("kv_bytes_per_token", "dense", 768 * num_blocks, unit="bytes"),
             measure("perplexity", "dense", 28.82, stderr=0.31, **text),
             measure("prompt_tokens_per_second", "dense", 412.0, stderr=3.1, data="512 tokens", **speed),
             measure("decode_tokens_per_second", "dense", 19.8, stderr=0.2, data="after 512 tokens", **speed),
-            measure("parameters", "pruned", left, unit="parameters"),
+            measure("parameters", "pruned", dense_parameters - len(removed) * BLOCK_PARAMETERS, unit="parameters"),
             measure("blocks", "pruned", kept, unit="blocks"),
             measure("bytes_on_disk", "pruned", 212_401_180, unit="bytes"),
             measure("kv_bytes_per_token", "pruned", 768 * kept, unit="bytes"),

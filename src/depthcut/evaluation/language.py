@@ -9,7 +9,7 @@ import torch
 
 from depthcut.calibration import Samples
 from depthcut.model.stream import DecoderStream
-from depthcut.objectives import POSITIONS_AT_ONCE, kl_divergence, negative_log_likelihood
+from depthcut.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.types import Measurement
 
 
@@ -98,12 +98,14 @@ def _sums(
 ) -> torch.Tensor:
     """Dense NLL, pruned NLL and KL, summed over one sequence's positions in float64."""
     sums = torch.zeros(3, dtype=torch.float64)
+    loss, kl = Loss(), KL()
     for begin in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(begin, begin + POSITIONS_AT_ONCE)
         p, q = dense[part].float(), pruned[part].float()
-        sums[0] += negative_log_likelihood(p, targets[part])[predicts[part]].double().sum().cpu()
-        sums[1] += negative_log_likelihood(q, targets[part])[predicts[part]].double().sum().cpu()
-        sums[2] += kl_divergence(p, q)[present[part]].double().sum().cpu()
+        follows = targets[part]
+        sums[0] += loss.at_positions((), p, follows)[predicts[part]].double().sum().cpu()
+        sums[1] += loss.at_positions((), q, follows)[predicts[part]].double().sum().cpu()
+        sums[2] += kl.at_positions(kl.reference(p), q, follows)[present[part]].double().sum().cpu()
     return sums
 
 

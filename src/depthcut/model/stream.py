@@ -107,7 +107,7 @@ class DecoderStream:
 
         Args:
             start: position in `units`; in families with parallel branches it must be the first of a block.
-            stop: position to stop at, the first of a block; the end where left out.
+            stop: position to stop at, the end where left out; like `start`, the first of a block for such families.
             stream: (sequences, length, hidden) entering that position; the embedding where left out.
             visit: sees the stream around every unit, the removed ones too (for them before = after).
 
@@ -117,13 +117,14 @@ class DecoderStream:
         hidden = batch.embedded if stream is None else stream
         per_block = len(self.architecture.branches)
         first_layer, offset = divmod(start, per_block)
-        if offset and self.architecture.parallel:
-            raise ValueError("branches that read the same stream can only be resumed at the start of their block")
-        last_layer = len(self.blocks) if stop is None else stop // per_block
-        for layer in range(first_layer, last_layer):
+        stop = len(self.units) if stop is None else stop
+        if self.architecture.parallel and (offset or stop % per_block):
+            raise ValueError("branches that read the same stream can only be entered and left at their block's start")
+        for layer in range(first_layer, -(-stop // per_block)):
             units = self.units[layer * per_block : (layer + 1) * per_block]
             passed = units[:offset] if layer == first_layer else ()
-            absent = [unit for unit in units if unit in removed or unit in passed]
+            ahead = units[stop - layer * per_block :]
+            absent = [unit for unit in units if unit in removed or unit in passed or unit in ahead]
             kept = len(units) - len(absent)
             if not kept and visit is None:
                 continue

@@ -15,6 +15,7 @@
     return d3.format(isPlain ? ".4~r" : ".3~e")(value);
   }
 
+  const errorText = (error) => (error ? ` ± ${d3.format(".2~r")(error)}` : "");
   const parametersText = (count) => `${d3.format(".4~r")(count / 1e6)} M parameters`;
   const percentText = (fraction) => `${d3.format(".1f")(100 * fraction)} %`;
 
@@ -167,13 +168,12 @@
 
   function unitWords(unit) {
     const value = metric.value(unit);
-    const error = metric.error?.(unit);
     const step = stepOf.get(unit.key);
     return [
       unit.key,
       isSize(metric) || value == null
         ? ""
-        : `${metric.name} ${numberText(value)}${error == null ? "" : ` ± ${numberText(error)}`}`,
+        : `${metric.name} ${numberText(value)}${errorText(metric.error(unit))}`,
       parametersText(unit.parameters),
       unit.kvBytes ? `${bytesText(unit.kvBytes)} KV per token` : "",
       step ? (step.applied ? `removed in step ${step.order}` : `step ${step.order} of the path, kept here`) : "kept",
@@ -186,7 +186,7 @@
     const map = find("map");
     const readout = find("map-readout");
     const hint = "Point at a cell, or select one and use the arrow keys.";
-    const finest = 22; // px a cell: two digits fit, and a finger
+    const finest = 24; // px a cell: two digits fit, and a finger
     const perLine = Math.ceil(numBlocks / Math.ceil((numBlocks * finest) / (width - 46)));
     const values = units.map(metric.value).filter((value) => value != null);
     const scale = colourScale(values);
@@ -340,8 +340,7 @@
         const there = points.filter((point) => point.block === block);
         const texts = there.map((point) => {
           const name = chosen.ofBlocks ? chosen.name : kindNames[point.kind];
-          const error = point.error ? ` ± ${numberText(point.error)}` : "";
-          return `${name} ${numberText(point.value)}${error}${point.removed ? ", removed" : ""}`;
+          return `${name} ${numberText(point.value)}${errorText(point.error)}${point.removed ? ", removed" : ""}`;
         });
         return [`block ${block}`, ...texts].join(" · ");
       },
@@ -483,21 +482,30 @@
       { x1: run.start, x2: middle(run) - 0.5, size: run.size },
       { x1: run.start + run.size, x2: middle(run) + 0.5, size: run.size },
     ]);
+    const height = Math.round(Math.min(460, 0.5 * width + 60));
+    const rowStep = numRows > 60 ? 20 : 5;
     const svg = Plot.plot({
       width,
-      height: Math.round(Math.min(460, 0.5 * width + 60)),
+      height,
       marginLeft: 46,
       marginRight: 6,
       marginTop: 26,
       marginBottom: 44,
       style: plotStyle,
       x: { domain: [0, numBlocks], axis: null },
-      y: { domain: [0.5, numRows + 0.5], label: "↑ n blocks", tickSize: 0 },
+      y: { domain: [0.5, numRows + 0.5] },
       color: { type: "identity" },
       marks: [
-        Plot.axisY(d3.range(5, numRows + 1, numRows > 60 ? 20 : 5), { tickSize: 0, label: "n blocks", tickFormat: String }),
+        Plot.axisY(d3.range(rowStep, numRows + 1, rowStep), { tickSize: 0, label: "n blocks", tickFormat: String }),
         Plot.rect(cells, { ...bounds, fill: (cell) => scale.colour(cell.distance), inset: numBlocks > 48 ? 0 : 0.5 }),
-        Plot.dot(least, { x: middle, y: "size", r: width < 500 ? 1.2 : 1.75, fill: "var(--ink)" }),
+        Plot.dot(least, {
+          x: middle,
+          y: "size",
+          r: Math.max(0.9, Math.min(2, (0.2 * height) / numRows)),
+          fill: "var(--ink)",
+          stroke: "var(--paper)",
+          paintOrder: "stroke",
+        }),
         Plot.link(sides, { x1: "x1", x2: "x2", y1: 0.5, y2: (side) => side.size - 0.5, stroke: "var(--accent)", strokeWidth: 1.5 }),
         Plot.rect(runs, { ...bounds, fill: "none", stroke: "var(--accent)", strokeWidth: 2 }),
         Plot.ruleY(runs, {
@@ -551,7 +559,10 @@
 
   const select = find("metric");
   for (const [group, members] of d3.groups(metrics, (candidate) => candidate.group)) {
-    const options = members.map((member) => make("option", { value: metrics.indexOf(member) }, member.name));
+    const options = members.map((member) => {
+      const name = isSize(member) ? member.name : `${member.name} of ${group.toLowerCase()}`; // told apart when closed
+      return make("option", { value: metrics.indexOf(member) }, name);
+    });
     select.append(make("optgroup", { label: group }, ...options));
   }
   select.value = metrics.indexOf(metric);

@@ -92,6 +92,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     page = environment.get_template("page.html.j2").render(
         plan=plan,
         headline=headline(plan),
@@ -117,6 +118,11 @@ def write_report(
 def json_for_script(record: Record) -> Markup:
     """A record as JSON that stands inside a script element: without `<` nothing can end or open one."""
     return Markup(record.model_dump_json().replace("<", "\\u003c"))
+
+
+def unbroken(text: str) -> str:
+    """A number that a narrow column may break before its standard error, and nowhere else."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}±", " ±")
 
 
 def answer(plan: Plan, rows: Sequence[Row]) -> list[Figure]:

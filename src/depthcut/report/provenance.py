@@ -50,8 +50,8 @@ def _text_words(text: TextDescription) -> str:
 def _cost_words(plan: Plan) -> str:
     cost = plan.cost
     parts = [
-        f"{cost.candidate_evaluations} candidates" if cost.candidate_evaluations else "",
-        f"{cost.unit_evaluations} evaluations of a unit" if cost.unit_evaluations else "",
+        f"{cost.candidate_evaluations:,} candidates" if cost.candidate_evaluations else "",
+        f"{cost.unit_evaluations:,} evaluations of a unit" if cost.unit_evaluations else "",
         f"{value_text(cost.seconds, 'number')} s" if cost.seconds else "",
     ]
     return ", ".join(part for part in parts if part)

@@ -170,6 +170,8 @@ def value_text(
         magnitude /= base
         index += 1
     divisor, suffix = base**index, suffixes[index]
+    if stderr is None and index == 0 and magnitude == int(magnitude) and magnitude < 1e6:
+        return f"{_signed(str(int(magnitude)), value)}{suffix}"  # a count, not a rounded number
     if stderr is None or not math.isfinite(stderr) or stderr <= 0:
         return _signed(_significant(magnitude, digits), value) + suffix
     decimals = max(0, 1 - math.floor(math.log10(stderr / divisor)))
@@ -193,8 +195,8 @@ def change_text(dense: float, other: float, as_ratio: bool = False) -> str:
 
 def _significant(magnitude: float, digits: int) -> str:
     """A number >= 0 with so many significant digits; its integer digits always stand."""
-    if magnitude == 0 or (magnitude >= 1 and magnitude == int(magnitude) and magnitude < 1e6):
-        return f"{magnitude:.0f}"
+    if magnitude == 0:
+        return "0"
     exponent = math.floor(math.log10(magnitude))
     if exponent < -4 or exponent >= 6:
         return f"{magnitude:.{digits - 1}e}"

@@ -1,0 +1,233 @@
+"""What the output loses without a set of units: the objective that searches minimise, at as little work as it takes.
+
+A set of removed units is evaluated against the dense model on the calibration text. Removing a unit changes nothing
+before it, so the stream entering each unit is kept for the set that is removed so far (the base), and a candidate is
+run only from where it differs from the base. That is exact: the same blocks see the same numbers. Sequences go in
+fixed batches, so that a set's value does not depend on what else was evaluated, or on how often a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from depthcut.calibration import Samples
+from depthcut.journal import Journal
+from depthcut.model.stream import Batch, DecoderStream
+from depthcut.objectives import NEXT_TOKEN_OBJECTIVES, POSITIONS_AT_ONCE, Objective, Reference, find_objective
+from depthcut.types import Unit
+
+DEFAULT_MEMORY_BUDGET = 2 * 2**30
+
+Removed = frozenset[Unit]
+
+
+@dataclass
+class _KeptBatch:
+    """One batch with what is kept of it between evaluations.
+
+    Attributes:
+        dense_final: the dense model's stream before the final norm.
+        scored: (sequences, length) bool, the positions that count.
+        streams: stream by position, for the current base.
+        references: by sequence and piece, what the objective keeps of the dense logits; None where recomputed.
+    """
+
+    batch: Batch
+    dense_final: torch.Tensor
+    scored: torch.Tensor
+    targets: torch.Tensor
+    streams: dict[int, torch.Tensor] = field(default_factory=dict)
+    references: list[Reference] | None = None
+
+
+class Ablation:
+    """Evaluates removed sets for one model, text and objective.
+
+    Args:
+        objective: name of one of `OBJECTIVES`.
+        journal: where every result is kept; what it already holds is not computed again.
+        batch_size: sequences run together.
+        memory_budget: bytes for kept streams and dense probabilities; what does not fit is computed anew when needed.
+
+    Attributes:
+        candidate_evaluations: sets evaluated so far, in shares of the calibration text.
+    """
+
+    def __init__(
+        self,
+        stream: DecoderStream,
+        samples: Samples,
+        objective: str,
+        *,
+        journal: Journal | None = None,
+        batch_size: int = 1,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    ) -> None:
+        self.stream = stream
+        self.name = objective
+        self.objective: Objective = find_objective(objective)
+        self.candidate_evaluations = 0.0
+        self.base: Removed = frozenset()
+        self._journal = journal or Journal(None, {})
+        self._positions = {unit: position for position, unit in enumerate(stream.units)}
+        self._per_block = len(stream.architecture.branches)
+        self._memo: dict[tuple[Removed, int], list[float]] = {
+            (frozenset(map(Unit.parse, line["removed"] + line["candidate"])), line["batch"]): line["values"]
+            for line in self._journal.lines
+        }
+        with torch.no_grad():
+            self._batches = [
+                self._keep(
+                    samples.input_ids[begin : begin + batch_size], samples.attention_mask[begin : begin + batch_size]
+                )
+                for begin in range(0, len(samples.input_ids), batch_size)
+            ]
+        self._share_memory(memory_budget)
+
+    @property
+    def num_batches(self) -> int:
+        return len(self._batches)
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """(sequences,) share of all scored positions, float64."""
+        counts = torch.cat([kept.scored.sum(dim=-1) for kept in self._batches]).double().cpu()
+        return counts / counts.sum()
+
+    def rebase(self, removed: Collection[Unit]) -> None:
+        """Makes a set the one that streams are kept for; those before the first difference stay valid."""
+        removed = frozenset(removed)
+        first = self._first_difference(removed)
+        self.base = removed
+        for kept in self._batches:
+            kept.streams = {position: stream for position, stream in kept.streams.items() if position <= first}
+
+    def __call__(self, removed: Collection[Unit]) -> float:
+        """The objective of one set on the whole calibration text; smaller = better."""
+        return self.evaluate([frozenset(removed)])[0]
+
+    def evaluate(self, sets: Sequence[Removed], advance: Callable[[int], None] = lambda _: None) -> list[float]:
+        """The objective of each set on the whole calibration text.
+
+        Args:
+            advance: called with 1 after each batch of sequences.
+        """
+        values = self.per_sequence(sets, range(self.num_batches), advance)
+        return [float(value) for value in values @ self.weights]
+
+    @torch.no_grad()
+    def per_sequence(
+        self, sets: Sequence[Removed], batches: Iterable[int], advance: Callable[[int], None] = lambda _: None
+    ) -> torch.Tensor:
+        """The objective of each set on each sequence of some batches: (sets, sequences), float64.
+
+        Sets that differ from the base only late are cheap; call `rebase` first with what they have in common.
+        """
+        columns = []
+        for index in batches:
+            missing = [removed for removed in dict.fromkeys(sets) if (removed, index) not in self._memo]
+            # In the order of where they leave the base, so that each kept stream is walked through once.
+            for removed in sorted(missing, key=self._start):
+                self._memo[removed, index] = self._run(removed, index)
+                self.candidate_evaluations += 1 / self.num_batches
+            columns.append(torch.tensor([self._memo[removed, index] for removed in sets], dtype=torch.float64))
+            advance(1)
+        return torch.cat(columns, dim=1)
+
+    def _start(self, removed: Removed) -> int:
+        """The position that a set has to be run from."""
+        first = self._first_difference(removed)
+        if first == len(self.stream.units):
+            return first
+        # What is removed now itself needs no running, but branches that read one stream are entered together.
+        return first - first % self._per_block if self.stream.architecture.parallel else first
+
+    def _first_difference(self, removed: Removed) -> int:
+        return min((self._positions[unit] for unit in removed ^ self.base), default=len(self.stream.units))
+
+    def _run(self, removed: Removed, index: int) -> list[float]:
+        kept = self._batches[index]
+        start = self._start(removed)
+        final = self.stream.run(kept.batch, removed, start=start, stream=self._entering(kept, start))
+        values = self._compare(kept, final)
+        self._journal.add(
+            {
+                "removed": sorted(map(str, removed & self.base)),
+                "candidate": sorted(map(str, removed - self.base)),
+                "batch": index,
+                "values": values,
+            }
+        )
+        return values
+
+    def _entering(self, kept: _KeptBatch, position: int) -> torch.Tensor:
+        """The base's stream entering a position, run on from the nearest one before it that is kept."""
+        nearest = max((known for known in kept.streams if known <= position), default=0)
+        stream = kept.streams.get(nearest, kept.batch.embedded)
+        step = self._per_block if self.stream.architecture.parallel else 1
+        for place in range(nearest, position, step):
+            stream = self.stream.run(kept.batch, self.base, start=place, stop=place + step, stream=stream)
+            if (place + step) % self._stride == 0 or place + step == position:
+                kept.streams[place + step] = stream
+        # The stream that was walked to is kept only while it is the latest, unless it lies on the grid.
+        for known in [p for p in kept.streams if p % self._stride and p != position]:
+            del kept.streams[known]
+        return stream
+
+    def _keep(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _KeptBatch:
+        batch = self.stream.prepare(input_ids, attention_mask)
+        tokens = batch.token_mask
+        if self.name in NEXT_TOKEN_OBJECTIVES:
+            tokens = torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
+        targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
+        return _KeptBatch(batch, self.stream.run(batch), tokens, targets)
+
+    def _share_memory(self, budget: int) -> None:
+        """Half for streams, as dense a grid of positions as fits; the rest for dense probabilities, batch by batch."""
+        of_streams = sum(kept.dense_final.nbytes for kept in self._batches)
+        per_position = self._per_block if self.stream.architecture.parallel else 1
+        self._stride = per_position
+        while of_streams * len(self.stream.units) // self._stride > budget // 2 and self._stride < len(
+            self.stream.units
+        ):
+            self._stride += per_position
+        left = budget - min(budget // 2, of_streams * len(self.stream.units) // self._stride)
+        vocabulary = self.stream.model.get_output_embeddings().weight.shape[0]
+        for kept in self._batches:
+            left -= kept.scored.numel() * (vocabulary + 1) * 4
+            if left >= 0:
+                kept.references = []
+
+    def _compare(self, kept: _KeptBatch, final: torch.Tensor) -> list[float]:
+        """The objective of each sequence of a batch from its stream before the final norm."""
+        totals = torch.zeros(len(final), dtype=torch.float64)
+        references = iter(self._references(kept))
+        for positions, logits in self.stream.logits(kept.batch, final):
+            for row in range(len(final)):
+                for begin in range(positions.start, positions.stop, POSITIONS_AT_ONCE):
+                    part = slice(begin, min(begin + POSITIONS_AT_ONCE, positions.stop))
+                    piece = logits[row, begin - positions.start : part.stop - positions.start].float()
+                    values = self.objective.at_positions(next(references), piece, kept.targets[row, part])
+                    totals[row] += values[kept.scored[row, part]].double().sum().cpu()
+        counts = kept.scored.sum(dim=-1).double().cpu()
+        return self.objective.of_sequence(totals, counts).tolist()  # type: ignore[no-any-return]
+
+    def _references(self, kept: _KeptBatch) -> Iterable[Reference]:
+        """What the objective keeps of the dense logits, piece by piece as `_compare` walks through them."""
+        if kept.references:
+            return kept.references
+        made = self._make_references(kept)
+        if kept.references is None:
+            return made
+        kept.references = list(made)
+        return kept.references
+
+    def _make_references(self, kept: _KeptBatch) -> Iterable[Reference]:
+        for positions, logits in self.stream.logits(kept.batch, kept.dense_final):
+            for row in range(len(logits)):
+                for begin in range(positions.start, positions.stop, POSITIONS_AT_ONCE):
+                    end = min(begin + POSITIONS_AT_ONCE, positions.stop)
+                    yield self.objective.reference(logits[row, begin - positions.start : end - positions.start].float())

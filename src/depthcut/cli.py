@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from depthcut.export import VerificationError
 from depthcut.types import InputError, Measurement, Plan, ScoreTable
 
 if TYPE_CHECKING:
     from depthcut.recipe import Recipe
+
+INTERRUPTED = 130
+"""The exit code that typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="depthcut",
@@ -32,8 +36,14 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Method = Annotated[str, typer.Option(help="How units are chosen (see depthcut ls).")]
-Metric = Annotated[str | None, typer.Option(help="Static metric, for --method one-shot.")]
-UnitOption = Annotated[str, typer.Option("--unit", help="block, pair, attn, ffn or sublayer.")]
+Metric = Annotated[str | None, typer.Option(help="Static metric or objective, for --method one-shot.")]
+ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
+SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
+Swap = Annotated[bool | None, typer.Option("--swap/--no-swap", help="Refine the found set by exchanges.")]
+UnitOption = Annotated[
+    str | None, typer.Option("--unit", help="block, pair, attn, ffn or sublayer; by default the method's own.")
+]
+MemoryBudget = Annotated[str, typer.Option(help="What a search may keep in memory: 2GiB, 800MiB.")]
 Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="What may stay: parameters=0.8 or kv=0.7.")]
 Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
@@ -53,9 +63,12 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 def prune(
     model: Model,
     output_dir: Output,
-    method: Method = "shortgpt",
+    method: Method = "greedy",
     metric: Metric = None,
-    unit: UnitOption = "block",
+    objective: ObjectiveOption = None,
+    search: SearchOption = None,
+    swap: Swap = None,
+    unit: UnitOption = None,
     remove: Remove = None,
     budget: BudgetOption = None,
     protect: Protect = "",
@@ -71,6 +84,7 @@ def prune(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
+    memory_budget: MemoryBudget = "2GiB",
     speed: Speed = True,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -86,6 +100,9 @@ def prune(
         model=model,
         method=method,
         metric=metric,
+        objective=objective,
+        search=search,
+        swap=swap,
         unit=unit,
         remove=remove,
         budget=budget,
@@ -102,6 +119,7 @@ def prune(
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        memory_budget=memory_budget,
         speed=speed,
         seed=seed,
     )
@@ -357,7 +375,7 @@ def _print_plan(plan: Plan, recipe: Recipe) -> None:
     print(f"removes     {' '.join(_short(plan)) or 'nothing'}")
     print(f"parameters  {sum(s.parameters for s in removed):,} of {in_units:,} in the blocks")
     print(f"KV cache    {sum(s.kv_bytes_per_token for s in removed):,} of {total_kv:,} bytes a token")
-    passes = 0 if recipe.search().needs == "configuration" else recipe.calibration_samples
+    passes = 0 if recipe.build_search().needs == "configuration" else recipe.calibration_samples
     print(f"plan        {passes} forward passes of {recipe.calibration_length} tokens")
     print(f"measuring   {2 * recipe.evaluation_samples} forward passes of {recipe.evaluation_length} tokens")
     print("nothing was written (dry run)")
@@ -417,7 +435,11 @@ def _print_scores(table: ScoreTable) -> None:
 
 
 def main() -> None:
-    """Runs the command line; a bad input ends with one sentence on standard error and exit code 2."""
+    """Runs the command line.
+
+    A bad input ends with one sentence on standard error and exit code 2, a written model that is not the one in
+    memory with one sentence and exit code 1.
+    """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
@@ -426,9 +448,13 @@ def main() -> None:
     except InputError as error:
         print(f"depthcut: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("depthcut: interrupted; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(130)
+    except VerificationError as error:
+        print(f"depthcut: {error}; the output was not written", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("depthcut: interrupted; the same command with --resume goes on", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

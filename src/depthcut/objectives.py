@@ -60,10 +60,15 @@ class _Mean:
         return total / num_positions
 
 
+def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Over the vocabulary."""
+    return torch.linalg.vecdot(left, right)  # type: ignore[no-any-return]
+
+
 def _entropy_terms(log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities, and the sum of p log p."""
     p = log_p.exp()
-    return p, torch.linalg.vecdot(p, log_p)
+    return p, _dot(p, log_p)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class KL(_Mean):
 
     def at_positions(self, reference: Reference, pruned: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         p, negative_entropy = reference
-        return negative_entropy - torch.linalg.vecdot(p, pruned.log_softmax(dim=-1))
+        return negative_entropy - _dot(p, pruned.log_softmax(dim=-1))
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,8 @@ class JS(_Mean):
         # Where both underflow to zero the terms vanish, whatever the logarithm is.
         log_mixture = mixture.clamp_min(torch.finfo(mixture.dtype).tiny).log()
         if self.swapped:
-            return torch.linalg.vecdot(mixture, log_mixture - (log_p + log_q) / 2)
-        return (torch.linalg.vecdot(p, log_p - log_mixture) + torch.linalg.vecdot(q, log_q - log_mixture)) / 2
+            return _dot(mixture, log_mixture - (log_p + log_q) / 2)
+        return (_dot(p, log_p - log_mixture) + _dot(q, log_q - log_mixture)) / 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class LogitAngular(_Mean):
         return (torch.nn.functional.normalize(dense, dim=-1),)
 
     def at_positions(self, reference: Reference, pruned: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.vecdot(reference[0], torch.nn.functional.normalize(pruned, dim=-1)).clamp(0, 1).arccos()
+        return _dot(reference[0], torch.nn.functional.normalize(pruned, dim=-1)).clamp(0, 1).arccos()
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class LogitL2:
         return (dense,)
 
     def at_positions(self, reference: Reference, pruned: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        distance = torch.linalg.vector_norm(pruned - reference[0], dim=-1)
+        distance: torch.Tensor = torch.linalg.vector_norm(pruned - reference[0], dim=-1)
         return distance if self.per_token else distance.square()
 
     def of_sequence(self, total: torch.Tensor, num_positions: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.evaluation.compare import compare, software
 from depthcut.export.hf import verify_directory, write_directory
+from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
+from depthcut.journal import Journal
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.progress import progress
@@ -79,7 +81,7 @@ def preview(recipe: Recipe) -> Plan:
     recipe.check()
     source = find_model(recipe)
     problem = pose_problem(recipe, source)
-    if recipe.search().needs == "configuration":
+    if recipe.build_search().needs == "configuration":
         return _plan(recipe, source, problem, None, Cost())
     return _find_plan(Session.prepare(recipe, source, evaluate=False).load(), problem, None)[1]
 
@@ -87,9 +89,9 @@ def preview(recipe: Recipe) -> Plan:
 def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:
     """Every static score of every unit, written as `scores.json` into a directory of its own."""
     check_output(output, overwrite=overwrite, resume=False)
-    session = Session.prepare(recipe, find_model(recipe), evaluate=False).load()
-    with workspace(output, overwrite=overwrite, resume=False) as folder:
-        return _score(session, folder)[0]
+    session = Session.prepare(recipe, find_model(recipe), evaluate=False)
+    with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
+        return _score(session.load(), folder)[0]
 
 
 def apply_plan(
@@ -119,7 +121,7 @@ def apply_plan(
         plan = plan.applying(num_steps)
     check_removal(source.config, source.architecture, plan.removed)
     session = Session.prepare(recipe, source, calibrate=False)
-    with workspace(output, overwrite=overwrite, resume=False) as folder:
+    with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         result = _carry_out(session.load(), plan, None, folder, command)
     return replace(result, output=output)
 
@@ -173,17 +175,56 @@ def write_whole(file: Path, record: Record) -> None:
 
 def _find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[ScoreTable, Plan]:
     scores, cost = _score(session, folder)
-    return scores, _plan(session.recipe, session.source, problem.with_scores(scores), scores, cost)
+    if session.recipe.build_search().needs != "objective":
+        return scores, _plan(session.recipe, session.source, replace(problem, scores=scores), scores, cost)
+    stream, recipe = session.stream, session.recipe
+    assert stream is not None
+    began, evaluations = time.monotonic(), stream.unit_evaluations
+    ablation = _ablation(session, folder)
+    with progress("searching", int(problem.steps_at_most)) as advance:
+        problem = replace(problem, scores=scores, ablation=ablation, advance=advance)
+        plan = _plan(recipe, session.source, problem, scores, Cost())
+    cost = Cost(
+        unit_evaluations=stream.unit_evaluations - evaluations,
+        candidate_evaluations=round(ablation.candidate_evaluations),
+        seconds=round(time.monotonic() - began, 3),
+    )
+    return scores, plan.model_copy(update={"cost": cost})
+
+
+def _ablation(session: Session, folder: Path | None) -> Ablation:
+    """What the output loses without units, with every result written down for a run that is killed."""
+    recipe, stream, calibration = session.recipe, session.stream, session.calibration
+    assert stream is not None and calibration is not None
+    # Pilots are whole batches, so there have to be several.
+    batch_size = max(1, min(recipe.batch_size, len(calibration.input_ids) // 8))
+    objective = recipe.build_search().objective
+    assert objective is not None
+    settings = {
+        "model": session.source.provenance.digest,
+        "dtype": session.source.provenance.dtype,
+        "calibration": calibration.description.digest,
+        "objective": objective,
+        "batch_size": batch_size,
+    }
+    return Ablation(
+        stream,
+        calibration,
+        objective,
+        journal=Journal(folder / "journal.jsonl" if folder else None, settings),
+        batch_size=batch_size,
+        memory_budget=recipe.memory_bytes,
+    )
 
 
 def _plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: ScoreTable | None, cost: Cost) -> Plan:
-    search = recipe.search()
+    search = recipe.build_search()
     path = search.path(problem)
     plan = Plan(
         model=source.provenance,
         calibration=scores.calibration if scores else None,
         method=recipe.method,
-        unit=recipe.unit,
+        unit=problem.unit,
         budget=str(problem.budget),
         objective=search.objective,
         protected=tuple(sorted(problem.protected)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,10 +20,13 @@ class Recipe(Record):
 
     Attributes:
         remove: share (`25%`) or count of units to remove; either this or `budget`.
+        method: how units are chosen; the rest of its hyper-parameters are `metric`, `objective`, `search` and `swap`.
+        unit: what one step removes; the method's own unit where left out.
         budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`.
         protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
         calibration: SOURCE of the text that decides.
         evaluation: SOURCE of the text that measures; never the same documents.
+        memory_budget: what a search may keep of streams and dense probabilities, `2GiB` or `800MiB`.
     """
 
     model: str
@@ -29,9 +34,12 @@ class Recipe(Record):
     trust_remote_code: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
-    method: str = "shortgpt"
+    method: str = "greedy"
     metric: str | None = None
-    unit: UnitChoice = "block"
+    objective: str | None = None
+    search: Literal["lazy", "exhaustive"] | None = None
+    swap: bool | None = None
+    unit: UnitChoice | None = None
     remove: str | None = None
     budget: str | None = None
     protect: tuple[str, ...] = ()
@@ -43,6 +51,7 @@ class Recipe(Record):
     evaluation_length: int = Field(512, ge=2)
     recover: Literal["none"] = "none"
     batch_size: int = Field(4, ge=1)
+    memory_budget: str = "2GiB"
     speed: bool = True
     seed: int = Field(0, ge=0)
 
@@ -93,18 +102,36 @@ class Recipe(Record):
     def parsed_budget(self) -> Budget:
         return Budget.parse(self.remove, self.budget)
 
-    def search(self) -> Search:
+    def build_search(self) -> Search:
         """The search with its hyper-parameters.
 
         Raises:
             InputError: the method is unknown, or does not take a given hyper-parameter.
         """
-        entry = SEARCHES.find(self.method)
-        if self.metric is None:
-            return entry.make()
-        if self.method != "one-shot":
-            raise InputError(f"method {self.method!r} has its own metric; --metric goes with --method one-shot")
-        return entry.make(metric=self.metric)
+        search = SEARCHES.find(self.method).make()
+        options = {"metric": self.metric, "objective": self.objective, "strategy": self.search, "swap": self.swap}
+        given = {name: value for name, value in options.items() if value is not None}
+        known = {field.name for field in dataclasses.fields(search)}  # type: ignore[arg-type]
+        for name in given:
+            if name not in known:
+                option = "search" if name == "strategy" else name
+                raise InputError(
+                    f"method {self.method!r} takes no {option}; leave --{option} out, or choose another method "
+                    "(greedy: objective, search, swap; one-shot: metric)"
+                )
+        return dataclasses.replace(search, **given)  # type: ignore[type-var]
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory budget in bytes.
+
+        Raises:
+            InputError: it is no amount.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", self.memory_budget)
+        if match is None:
+            raise InputError(f"memory budget {self.memory_budget!r} is no amount; write 2GiB or 800MiB")
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
 
     def check(self) -> None:
         """All checks that need neither model nor tokenizer.
@@ -112,7 +139,8 @@ class Recipe(Record):
         Raises:
             InputError: a method, metric, amount or source is wrong.
         """
-        self.search()
+        self.build_search()
         assert self.parsed_budget
-        for source in (self.calibration, self.evaluation):
-            check_source(parse_source(source))
+        assert self.memory_bytes
+        check_source(parse_source(self.calibration), "calibration")
+        check_source(parse_source(self.evaluation), "evaluation")

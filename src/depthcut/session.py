@@ -9,7 +9,7 @@ from typing import Self
 from transformers import PreTrainedTokenizerBase
 
 from depthcut.calibration import Samples, parse_source, require_disjoint, sample_self, sample_text
-from depthcut.model.load import ModelSource, resolve
+from depthcut.model.load import ModelSource, check_device, resolve
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import sizes_from_config
 from depthcut.recipe import Recipe
@@ -22,6 +22,7 @@ PROBE_TOKENS = 16
 
 def find_model(recipe: Recipe) -> ModelSource:
     """The recipe's model, before its weights are read."""
+    check_device(recipe.device)
     return resolve(
         recipe.model, revision=recipe.revision, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code
     )
@@ -34,11 +35,14 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
         InputError: more is asked for than can go, or the family does not allow it.
     """
     units = source.architecture.units(source.provenance.num_blocks)
+    preferred = recipe.build_search().preferred_unit
+    if preferred == "pair" and source.architecture.parallel:
+        preferred = "block"
     problem = Problem(
         architecture=source.architecture,
         num_blocks=source.provenance.num_blocks,
         sizes=sizes_from_config(source.config, source.architecture, source.dtype),
-        unit=recipe.unit,
+        unit=recipe.unit or preferred,
         budget=recipe.parsed_budget,
         protected=frozenset(_protected(recipe.protect, units)),
         seed=recipe.seed,

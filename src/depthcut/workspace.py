@@ -1,7 +1,8 @@
 """The output folder in the making: it appears whole, under its name, or not at all.
 
 Work goes on in a hidden folder beside the output, which keeps what a killed run has already found; the last act is one
-rename. One process at a time may work on an output.
+rename. A run that a bad input ends leaves nothing, since the same command cannot go on. One process at a time may work
+on an output.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from depthcut.types import InputError
 
+RESULTS = ("plan.json", "scores.json")
+"""A directory that holds one of these was written by depthcut."""
+
 
 def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
     """Checks before any work that the output can be written.
@@ -26,12 +30,14 @@ def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
         raise InputError(f"the output {output} is a file; name a directory")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise InputError(f"the output {output} exists and is not empty; choose another, or pass --overwrite")
-    if output.is_dir() and overwrite and any(output.iterdir()) and not (output / "plan.json").is_file():
+    if output.is_dir() and any(output.iterdir()) and not any((output / name).is_file() for name in RESULTS):
         raise InputError(f"the output {output} holds no result of depthcut, so it is not overwritten; choose another")
     parent = output.resolve().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise InputError(f"the output {output} cannot be written: {parent} is no directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"the output {output} cannot be written: no permission in {parent}")
     unfinished = _work_folder(output)
     if unfinished.exists() and not (resume or overwrite):
@@ -47,30 +53,48 @@ def _work_folder(output: Path) -> Path:
 
 
 @contextmanager
-def workspace(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path]:
+def workspace(output: Path, *, overwrite: bool, resume: bool, resumable: bool = True) -> Iterator[Path]:
     """The folder to work in. On leaving without an exception it becomes the output; else it stays for `--resume`.
+
+    Args:
+        resumable: whether the command can go on with what it left; otherwise it leaves nothing.
 
     Raises:
         InputError: see `check_output`; or another process works on the same output.
     """
     check_output(output, overwrite=overwrite, resume=resume)
     work = _work_folder(output)
-    work.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = work.with_suffix(".lock")
-    with lock_path.open("w") as lock:
+    with _locked(output, work.with_suffix(".lock")):
+        if work.exists() and not resume:
+            shutil.rmtree(work)
+        resumed = work.exists()
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except BaseException as error:
+            in_vain = isinstance(error, InputError) and not resumed
+            if in_vain or not resumable or not any(work.iterdir()):
+                shutil.rmtree(work)
+            raise
+        if output.exists():
+            shutil.rmtree(output)
+        work.rename(output)
+
+
+@contextmanager
+def _locked(output: Path, lock_path: Path) -> Iterator[None]:
+    """Keeps other processes off the output. Raises InputError where one is at work, or nothing can be written."""
+    try:
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_path.open("w")
+    except OSError as error:
+        raise InputError(f"the output {output} cannot be written: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"another process is working on {output}; wait for it or choose another output") from error
         try:
-            if work.exists() and not resume:
-                shutil.rmtree(work)
-            work.mkdir(exist_ok=True)
-            yield work
-            if output.exists():
-                shutil.rmtree(output)
-            work.rename(output)
+            yield
         finally:
-            if work.exists() and not any(work.iterdir()):
-                work.rmdir()
             lock_path.unlink(missing_ok=True)

@@ -129,13 +129,13 @@ def test_evaluation_of_the_calibrations_own_source_is_made_disjoint(
 ) -> None:
     path = tmp_path / "long.txt"
     path.write_text("\n".join(articles))
-    calibration = sample(str(path), tokenizer, num_samples=300)
-    seen = sample(str(path), tokenizer, num_samples=300, purpose="evaluation")
+    calibration = sample(str(path), tokenizer, num_samples=200)
+    seen = sample(str(path), tokenizer, num_samples=200, purpose="evaluation")
     with pytest.raises(InputError, match="overlap"):
         require_disjoint(calibration, seen)
 
     evaluation = sample(
-        str(path), tokenizer, num_samples=300, purpose="evaluation", exclude=calibration.document_digests
+        str(path), tokenizer, num_samples=200, purpose="evaluation", exclude=calibration.document_digests
     )
     require_disjoint(calibration, evaluation)
     assert "left out because the other text holds them" in evaluation.description.detail

@@ -124,10 +124,11 @@ def _share_out(
     """
     quotas = _evenly(num_samples, len(parts))
     taken = [take(part, quota) for part, quota in zip(parts, quotas, strict=True)]
+    longer = list(range(len(parts)))
     while True:
         given = [min(quota, len(text.ids) // payload) for text, quota in zip(taken, quotas, strict=True)]
         missing = num_samples - sum(given)
-        longer = [i for i, quota in enumerate(quotas) if given[i] == quota]
+        longer = [i for i in longer if given[i] == quotas[i]]
         if missing == 0 or not longer or 0 in given:
             return taken, given
         quotas = given

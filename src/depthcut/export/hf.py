@@ -10,18 +10,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from depthcut.export import VerificationError
+
 RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
 GREEDY_TOKENS = 16
 
-
-class VerificationError(RuntimeError):
-    """What was written is not the model in memory."""
+WRITTEN_ENTRIES = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
+"""Entries of a configuration that come from writing and reading it, not from the model."""
 
 
 def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -52,7 +54,9 @@ def _without_bars() -> Iterator[None]:
 def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """Loads a written model in a fresh process with plain transformers and compares it with the one in memory.
 
-    The logits must be equal bit for bit, and greedy decoding must give the same tokens with and without a cache.
+    Every tensor and every entry of the configuration must be there, the logits must be equal bit for bit, and greedy
+    decoding must give the same tokens with and without a cache. The configuration is compared by itself because a few
+    tokens show nothing of what a sliding window or a long context does.
 
     Args:
         input_ids: (1, length), a few tokens.
@@ -83,11 +87,23 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit code {child.returncode}"
         raise VerificationError(f"the written model does not load in a fresh process: {reason}")
     found = json.loads(child.stdout.strip().splitlines()[-1])
+    for names, problem in ((found["missing"], "lacks"), (found["unexpected"], "holds beside the model's")):
+        if names:
+            raise VerificationError(f"the written model {problem} the tensor {names[0]}")
+    if changed := _changed_entries(model, found["config"]):
+        raise VerificationError(f"the written configuration differs from the one in memory in {', '.join(changed)}")
     if found["largest_logit_difference"] != 0:
         difference = found["largest_logit_difference"]
         raise VerificationError(f"the reloaded logits differ from those in memory by up to {difference:.3g}")
     if not (found["with_cache_equal"] and found["without_cache_equal"]):
         raise VerificationError("the reloaded model decodes other tokens than the model in memory")
+
+
+def _changed_entries(model: PreTrainedModel, reloaded: dict[str, Any]) -> list[str]:
+    """Names of the entries in which a reloaded configuration is not the model's, as JSON has them."""
+    in_memory = json.loads(model.config.to_json_string(use_diff=False))
+    names = sorted((in_memory.keys() | reloaded.keys()) - WRITTEN_ENTRIES)
+    return [name for name in names if in_memory.get(name) != reloaded.get(name)]
 
 
 def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:

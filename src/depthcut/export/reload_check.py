@@ -15,11 +15,18 @@ from transformers import AutoModelForCausalLM
 @torch.no_grad()
 def main(directory: str, expected_file: str, dtype: str, device: str) -> None:
     expected = load_file(expected_file)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, dtype.removeprefix("torch.")), output_loading_info=True
+    )
     model = model.to(device).eval()
     input_ids = expected["input_ids"].to(device)
     logits = model(input_ids=input_ids, use_cache=False).logits.float().cpu()
-    found = {"largest_logit_difference": float((logits - expected["logits"]).abs().max())}
+    found = {
+        "missing": sorted(loading["missing_keys"]),
+        "unexpected": sorted(loading["unexpected_keys"]),
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
+        "largest_logit_difference": float((logits - expected["logits"]).abs().max()),
+    }
     for name, use_cache in (("with_cache", True), ("without_cache", False)):
         num_new = expected[name].shape[1] - input_ids.shape[1]
         tokens = model.generate(

@@ -92,6 +92,11 @@ class Ablation:
         return len(self._batches)
 
     @property
+    def batch_sizes(self) -> list[int]:
+        """Sequences of each batch."""
+        return [len(kept.scored) for kept in self._batches]
+
+    @property
     def weights(self) -> torch.Tensor:
         """(sequences,) share of all scored positions, float64."""
         counts = torch.cat([kept.scored.sum(dim=-1) for kept in self._batches]).double().cpu()
@@ -213,7 +218,7 @@ class Ablation:
                     values = self.objective.at_positions(next(references), piece, kept.targets[row, part])
                     totals[row] += values[kept.scored[row, part]].double().sum().cpu()
         counts = kept.scored.sum(dim=-1).double().cpu()
-        return self.objective.of_sequence(totals, counts).tolist()  # type: ignore[no-any-return]
+        return self.objective.of_sequence(totals, counts).tolist()
 
     def _references(self, kept: _KeptBatch) -> Iterable[Reference]:
         """What the objective keeps of the dense logits, piece by piece as `_compare` walks through them."""

@@ -114,13 +114,32 @@ class ModelSource:
         else:
             arguments["use_safetensors"] = True
         with _reading(self.provenance.source, "weights"):
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, **arguments)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=self.dtype, output_loading_info=True, **arguments
+            )
+        if found["missing_keys"]:
+            raise InputError(
+                f"the weights of {self.provenance.source} lack {min(found['missing_keys'])}, which would be made up at "
+                "random; download or write the model again"
+            )
         if self.gguf_file:
             # A dequantised model still carries its quantisation and would refuse to be saved.
             model.config.__dict__.pop("quantization_config", None)
             model.hf_quantizer = None
             model.is_quantized = False
         return model.to(device).eval()
+
+
+def check_device(name: str) -> None:
+    """Raises InputError where there is no such device."""
+    if name == "auto":
+        return
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"there is no device {name!r} here; use auto, cpu, cuda, cuda:1 or another of torch"
+        ) from error
 
 
 def resolve(
@@ -152,6 +171,8 @@ def resolve(
     if kind == "directory":
         _check_directory(folder)
 
+    if revision and kind != "hub":
+        raise InputError(f"{name} is no model of the hub and has no revision {revision!r}; leave the revision out")
     arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     with _reading(name, "configuration"):
         config = AutoConfig.from_pretrained(

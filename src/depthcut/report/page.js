@@ -273,8 +273,9 @@
     const values = points.map((point) => point.value);
     const isLog = needsLog(values, 20);
     const lowest = d3.min(values);
-    const kinds = chosen.ofBlocks ? [undefined] : Object.keys(kindNames).filter((kind) => points.some((p) => p.kind === kind));
-    const axis = valueAxis(values, isLog, [chosen.name, chosen.measure && `(${chosen.measure})`].filter(Boolean).join(" "));
+    const kindsShown = new Set(points.map((point) => point.kind));
+    const kinds = chosen.ofBlocks ? [undefined] : Object.keys(kindNames).filter((kind) => kindsShown.has(kind));
+    const axis = valueAxis(values, isLog, chosen.measure ? `${chosen.name} (${chosen.measure})` : chosen.name);
     const svg = Plot.plot({
       width,
       height: 220,
@@ -283,7 +284,13 @@
       marginTop: 26,
       marginBottom: 34,
       style: plotStyle,
-      x: { domain: [-0.5, numBlocks - 0.5], ticks: blockTicks(width), tickFormat: String, tickSize: 0, label: "block →" },
+      x: {
+        domain: [-0.5, numBlocks - 0.5],
+        ticks: blockTicks(width),
+        tickFormat: String,
+        tickSize: 0,
+        label: "block →",
+      },
       y: axis,
       symbol: { domain: Object.keys(kindSymbols), range: Object.values(kindSymbols) },
       marks: [
@@ -320,11 +327,12 @@
 
     const pointText = ({ block, kind, value }) =>
       `${chosen.ofBlocks ? `block ${block}` : `${block}.${kind}`}: ${numberText(value)}`;
+    const [least, greatest] = [d3.least(points, (point) => point.value), d3.greatest(points, (point) => point.value)];
     const [x, y] = [svg.scale("x"), svg.scale("y")];
     const unitWidth = x.apply(1) - x.apply(0);
     explore(svg, `${chosen.name} of every unit`, readout, {
       first: { block: 0 },
-      idle: `least ${pointText(d3.least(points, (point) => point.value))} · greatest ${pointText(d3.greatest(points, (point) => point.value))}`,
+      idle: `least ${pointText(least)} · greatest ${pointText(greatest)}`,
       locate: (px) => {
         const block = Math.round(x.invert(px));
         return block >= 0 && block < numBlocks ? { block } : undefined;
@@ -506,7 +514,14 @@
           stroke: "var(--paper)",
           paintOrder: "stroke",
         }),
-        Plot.link(sides, { x1: "x1", x2: "x2", y1: 0.5, y2: (side) => side.size - 0.5, stroke: "var(--accent)", strokeWidth: 1.5 }),
+        Plot.link(sides, {
+          x1: "x1",
+          x2: "x2",
+          y1: 0.5,
+          y2: (side) => side.size - 0.5,
+          stroke: "var(--accent)",
+          strokeWidth: 1.5,
+        }),
         Plot.rect(runs, { ...bounds, fill: "none", stroke: "var(--accent)", strokeWidth: 2 }),
         Plot.ruleY(runs, {
           x1: "start",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Step
+from depthcut.types import InputError, Step, UnitChoice
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Contiguous:
     """
 
     needs: ClassVar[Literal["scores"]] = "scores"
+    preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[str] = "angular distance between the window's ends"
 
     def path(self, problem: Problem) -> list[Step]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import Removal, Step
+from depthcut.types import Removal, Step, UnitChoice
 
 Order = Literal["deepest-first", "sequential", "reverse", "random"]
 
@@ -24,6 +24,7 @@ class FixedOrder:
 
     order: Order
     needs: ClassVar[Literal["configuration"]] = "configuration"
+    preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[None] = None
 
     def path(self, problem: Problem) -> list[Step]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from depthcut.importance.static import BLOCK_INFLUENCE, METRICS, metric_name
+from depthcut.objectives import OBJECTIVES
 from depthcut.registry import unknown_name
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Removal, Step
+from depthcut.types import InputError, Removal, Step, UnitChoice
 
 
 def rank(values: Mapping[str, float], candidates: list[Removal]) -> list[tuple[Removal, float]]:
@@ -33,34 +34,48 @@ class OneShot:
     """One-shot ranking; blocks need not be neighbours.
 
     Attributes:
-        metric: a static metric.
+        metric: a static metric, or an objective: then what the output loses without the unit alone (leave one out).
     """
 
     metric: str = BLOCK_INFLUENCE
-    needs: ClassVar[Literal["scores"]] = "scores"
+    preferred_unit: ClassVar[UnitChoice] = "block"
 
     def __post_init__(self) -> None:
-        known = [BLOCK_INFLUENCE, *METRICS]
+        known = [BLOCK_INFLUENCE, *METRICS, *OBJECTIVES]
         if self.metric not in known:
             raise InputError(unknown_name("metric", self.metric, known))
 
     @property
+    def needs(self) -> Literal["scores", "objective"]:
+        return "objective" if self.metric in OBJECTIVES else "scores"
+
+    @property
     def objective(self) -> str:
-        return f"{self.metric} of the removed unit"
+        return self.metric
 
     def path(self, problem: Problem) -> list[Step]:
         if problem.unit == "pair":
             raise InputError("a one-shot ranking has no scores for pairs; use --unit block, attn, ffn or sublayer")
-        assert problem.scores is not None
-        unit: Literal["block", "sublayer"] = "block" if problem.unit == "block" else "sublayer"
-        scores = problem.scores.find(metric_name(self.metric, unit), unit)
         candidates = problem.candidates()
         removes_all = sum(len(removal) for removal in candidates) == len(problem.units)
-        ranked = rank(scores.values, candidates)
+        ranked = rank(self._values(problem, candidates), candidates)
         return [Step(remove=removal, objective=value) for removal, value in (ranked[:-1] if removes_all else ranked)]
+
+    def _values(self, problem: Problem, candidates: list[Removal]) -> Mapping[str, float]:
+        """Importance by unit or block: a static score, or the objective without the unit (leave one out)."""
+        unit: Literal["block", "sublayer"] = "block" if problem.unit == "block" else "sublayer"
+        if self.needs == "scores":
+            assert problem.scores is not None
+            return problem.scores.find(metric_name(self.metric, unit), unit).values
+        assert problem.ablation is not None
+        values = problem.ablation.evaluate([frozenset(removal) for removal in candidates])
+        names = [str(removal[0].layer if unit == "block" else removal[0]) for removal in candidates]
+        return dict(zip(names, values, strict=True))
 
 
 SEARCHES.register(
     "shortgpt", OneShot, summary="least Block Influence first, one shot", source="ShortGPT, arXiv 2403.03853"
 )
-SEARCHES.register("one-shot", OneShot, summary="least of any static metric (--metric) first, one shot", source="ours")
+SEARCHES.register(
+    "one-shot", OneShot, summary="least of any metric or objective (--metric) first, one shot", source="ours"
+)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from depthcut.importance.ablation import Ablation
 from depthcut.model.architectures import Architecture
 from depthcut.model.units import ModelSizes
 from depthcut.registry import Registry
@@ -72,6 +73,8 @@ class Problem:
         unit: what one step removes.
         protected: units that must stay.
         scores: the static scores, where the search asks for them.
+        ablation: what the output loses without a set of units, where the search asks for it.
+        advance: called with 1 after each step that a long search has taken.
         seed: of everything random.
     """
 
@@ -82,14 +85,13 @@ class Problem:
     budget: Budget
     protected: frozenset[Unit] = frozenset()
     scores: ScoreTable | None = None
+    ablation: Ablation | None = None
+    advance: Callable[[int], None] = lambda _: None
     seed: int = 0
     units: tuple[Unit, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", self.architecture.units(self.num_blocks))
-
-    def with_scores(self, scores: ScoreTable | None) -> Problem:
-        return replace(self, scores=scores)
 
     @property
     def num_removable(self) -> int:
@@ -99,14 +101,47 @@ class Problem:
     def candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
         """Everything that one step may remove from what is still there, in order of execution."""
         kept = [unit for unit in self.units if unit not in removed]
-        groups: list[Removal]
+        groups: Sequence[Removal]
         if self.unit == "block":
             groups = [tuple(unit for unit in kept if unit.layer == layer) for layer in range(self.num_blocks)]
         elif self.unit == "pair":
             groups = [pair for pair in itertools.pairwise(kept) if pair[0].kind != pair[1].kind]
         else:
             groups = [(unit,) for unit in kept if self.unit in ("sublayer", unit.kind)]
-        return [group for group in groups if group and not self.protected.intersection(group)]
+        groups = [group for group in groups if group and not self.protected.intersection(group)]
+        return [group for group in groups if self.budget.kind != "kv" or self._kv_bytes(group)]
+
+    def _kv_bytes(self, group: Removal) -> int:
+        return sum(self.sizes.units[unit].kv_bytes_per_token for unit in group)
+
+    def saving(self, group: Removal, removed: Collection[Unit]) -> float:
+        """What removing a group brings towards the budget after others; a surplus at the end counts for nothing."""
+        if self.budget.kind in ("count", "share"):
+            return 1.0
+        if self.budget.kind == "kv":
+            left = self.sizes.kv_bytes_without(removed) - self.budget.amount * self.sizes.kv_bytes_per_token
+            return min(self._kv_bytes(group), left)
+        left = self.sizes.parameters_without(removed) - self.budget.amount * self.sizes.parameters
+        return min(sum(self.sizes.units[unit].parameters for unit in group), left)
+
+    def is_whole(self, removed: Collection[Unit]) -> bool:
+        """Whether what is kept still consists of whole pairs, where the unit is a pair; else always."""
+        kinds = list(self.architecture.branches)
+        kept = [unit.kind for unit in self.units if unit not in removed]
+        return self.unit != "pair" or kept == kinds * (len(kept) // len(kinds))
+
+    def regroup(self, groups: Sequence[Removal]) -> list[Removal]:
+        """The same units in groups of which each can go in its turn, in nearly the same order.
+
+        After an exchange a pair's halves may no longer be neighbours when its turn comes. Where what is kept consists
+        of whole pairs, every run of removed units does too, cut from its start.
+        """
+        if self.unit != "pair":
+            return list(groups)
+        turn = {unit: index for index, group in enumerate(groups) for unit in group}
+        removed = sorted(turn)
+        pairs = list(zip(removed[::2], removed[1::2], strict=True))
+        return sorted(pairs, key=lambda pair: min(turn[unit] for unit in pair))
 
     def num_steps(self, path: Sequence[Step]) -> int:
         """How many steps of a path the budget takes.
@@ -125,6 +160,11 @@ class Problem:
             f"cannot {self.budget} by {self.unit} units: the method finds no more than {len(path)} steps that may go "
             "(something must remain, and protected units stay); ask for less"
         )
+
+    @property
+    def steps_at_most(self) -> int:
+        """Steps that the budget can take."""
+        return self.wanted if self.budget.kind in ("count", "share") else len(self.candidates())
 
     @property
     def wanted(self) -> int:
@@ -171,13 +211,17 @@ class Search(Protocol):
     Attributes:
         needs: what must be known before: nothing but the configuration, or the static scores.
         objective: what the steps' objective is called; None where it gives none.
+        preferred_unit: what it removes where the user does not say.
     """
 
     @property
-    def needs(self) -> Literal["configuration", "scores"]: ...
+    def needs(self) -> Literal["configuration", "scores", "objective"]: ...
 
     @property
     def objective(self) -> str | None: ...
+
+    @property
+    def preferred_unit(self) -> UnitChoice: ...
 
     def path(self, problem: Problem) -> list[Step]:
         """Steps in order, as many as can go."""

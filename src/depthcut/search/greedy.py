@@ -1,0 +1,301 @@
+"""Greedy removal by what the output loses: each step removes the candidate that does the least damage together with all
+that is already gone (FinerCut, arXiv 2405.18218; SLEB, arXiv 2402.09025; BlockPruner, arXiv 2406.10594).
+
+`exhaustive` evaluates every candidate of every round on the whole calibration text. `lazy` (ours) finds nearly the same
+path for a small share of that. It keeps an estimate for every candidate and each round
+
+1. looks anew, on a few pilot sequences, at the best estimates, at the neighbours of what was removed last, whose cost
+   can fall once their neighbour is gone, and at those not looked at for longest;
+2. corrects what the pilot says by how far off it was when the candidate was last evaluated in full;
+3. evaluates the best of them in full, until the next estimate is worse than what was found.
+
+Steps can be judged by damage per parameter or per KV byte saved, when that is what the budget counts. `swap` then
+exchanges removed against kept units while that lowers the objective. Measured in `benchmarks/search_cost.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+
+from depthcut.importance.ablation import Ablation, Removed
+from depthcut.objectives import find_objective
+from depthcut.search.problem import SEARCHES, Problem
+from depthcut.types import Removal, Step, UnitChoice
+
+IMPROVEMENT = 1e-4
+"""Share of the objective by which an exchange must lower it to be made: less is the noise of float32."""
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy search over whatever the problem's unit is.
+
+    Attributes:
+        objective: one of `OBJECTIVES`, compared with the dense model on the calibration text.
+        strategy: `lazy` or `exhaustive`.
+        swap: refine the final set by exchanges.
+        pilot_fraction: share of the calibration sequences that first looks are on.
+        num_looks: best estimates looked at anew each round.
+        num_neighbours: units on either side of the last removal that are looked at anew.
+        num_oldest: candidates looked at because it is longest ago.
+        num_full: candidates evaluated in full each round, at least and at most.
+        tolerance: how much worse than the best full evaluation an estimate may be and still be evaluated in full.
+        effort: unit evaluations that exchanges may bring the search to, as a share of what the naive loop of full
+            forward passes costs.
+        protected_fraction: blocks at the start that stay until that share of the sublayers (and one) is gone:
+            FinerCut's protection, 0.4 in its instructions.
+    """
+
+    objective: str = "kl"
+    strategy: Literal["lazy", "exhaustive"] = "lazy"
+    swap: bool = True
+    pilot_fraction: float = 0.25
+    num_looks: int = 9
+    num_neighbours: int = 3
+    num_oldest: int = 2
+    num_full: tuple[int, int] = (3, 5)
+    tolerance: float = 0.1
+    effort: float = 0.1
+    preferred_unit: UnitChoice = "pair"
+    protected_fraction: float = 0.0
+    needs: ClassVar[Literal["objective"]] = "objective"
+
+    def __post_init__(self) -> None:
+        find_objective(self.objective)
+
+    def path(self, problem: Problem) -> list[Step]:
+        assert problem.ablation is not None
+        rounds = _Rounds(self, problem, problem.ablation)
+        while not problem.is_met(rounds.removed) and rounds.candidates():
+            rounds.step()
+            problem.advance(1)
+        if self.swap and rounds.groups:
+            rounds.exchange_while_it_pays()
+        return [Step(remove=group, objective=value) for group, value in zip(rounds.groups, rounds.values, strict=True)]
+
+
+@dataclass
+class _Estimate:
+    """What is believed of a candidate: the increase of the objective if it goes next.
+
+    Attributes:
+        looked: the round of the last look.
+        in_full: increase at the last full evaluation, and what the pilot alone said then; None before the first.
+    """
+
+    increase: float
+    looked: int
+    in_full: tuple[float, float] | None = None
+
+
+@dataclass
+class _Rounds:
+    """The state of one search.
+
+    Attributes:
+        groups: what was removed, in order.
+        values: the objective after each.
+    """
+
+    settings: Greedy
+    problem: Problem
+    ablation: Ablation
+    groups: list[Removal] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    estimates: dict[Removal, _Estimate] = field(default_factory=dict)
+    naive_evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        count = max(1, round(self.settings.pilot_fraction * self.ablation.num_batches))
+        spacing = self.ablation.num_batches / count
+        self.pilot = [int(spacing * (index + 0.5)) for index in range(count)]
+        self.rest = [index for index in range(self.ablation.num_batches) if index not in self.pilot]
+        self._positions = {unit: position for position, unit in enumerate(self.problem.units)}
+        self._began = self.ablation.stream.unit_evaluations
+        self.dense_value = self.ablation([])
+
+    @property
+    def removed(self) -> Removed:
+        return frozenset(unit for group in self.groups for unit in group)
+
+    @property
+    def value(self) -> float:
+        """The objective of what is removed so far."""
+        return self.values[-1] if self.values else self.dense_value
+
+    def candidates(self) -> list[Removal]:
+        candidates = self.problem.candidates(self.removed)
+        share = self.settings.protected_fraction
+        if len(self.removed) > int(share * len(self.problem.units)):
+            return candidates
+        return [group for group in candidates if group[0].layer >= share * self.problem.num_blocks]
+
+    def step(self) -> None:
+        """Removes one more group."""
+        removed, candidates = self.removed, self.candidates()
+        self._count_naive(removed, candidates)
+        self.ablation.rebase(removed)
+        found = self._exhaustive(candidates) if self.settings.strategy == "exhaustive" else self._lazy(candidates)
+        best = min(
+            found, key=lambda group: (found[group] / self.problem.saving(group, removed), self._positions[group[0]])
+        )
+        self.groups.append(best)
+        self.values.append(self.ablation(self.removed))
+
+    def _count_naive(self, removed: Removed, candidates: Sequence[Removal]) -> None:
+        sequences = len(self.ablation.weights)
+        kept = len(self.problem.units) - len(removed)
+        self.naive_evaluations += sequences * sum(kept - len(group) for group in candidates)
+
+    def _exhaustive(self, candidates: Sequence[Removal]) -> dict[Removal, float]:
+        values = self.ablation.evaluate([self.removed.union(group) for group in candidates])
+        return {group: value - self.value for group, value in zip(candidates, values, strict=True)}
+
+    def _lazy(self, candidates: Sequence[Removal]) -> dict[Removal, float]:
+        """Increases of the candidates that were evaluated in full."""
+        removed = self.removed
+        self._look(self._to_look_at(candidates), removed)
+        rate = {group: self.problem.saving(group, removed) for group in candidates}
+        found: dict[Removal, float] = {}
+        least, most = self.settings.num_full
+        while len(found) < len(candidates):
+            group = min(
+                (group for group in candidates if group not in found),
+                key=lambda group: (self.estimates[group].increase / rate[group], self._positions[group[0]]),
+            )
+            if self.estimates[group].looked != len(self.groups):
+                self._look([group], removed)
+                continue
+            best = min((found[known] / rate[known] for known in found), default=math.inf)
+            hopeless = self.estimates[group].increase / rate[group] > best + self.settings.tolerance * abs(best)
+            if len(found) >= least and (hopeless or len(found) >= most):
+                break
+            found[group] = self._in_full(group, removed, self.value)
+        return found
+
+    def _to_look_at(self, candidates: Sequence[Removal]) -> list[Removal]:
+        new = [group for group in candidates if group not in self.estimates]
+        known = [group for group in candidates if group in self.estimates]
+        removed = self.removed
+        known.sort(key=lambda group: self.estimates[group].increase / self.problem.saving(group, removed))
+        chosen = set(new) | set(known[: self.settings.num_looks])
+        last = self.groups[-1] if self.groups else ()
+        chosen |= {group for group in known if self._distance(group, last) <= self.settings.num_neighbours}
+        waiting = [group for group in known[: 2 * self.settings.num_looks] if group not in chosen]
+        waiting.sort(key=lambda group: self.estimates[group].looked)
+        return sorted(chosen | set(waiting[: self.settings.num_oldest]))
+
+    def _distance(self, group: Removal, other: Removal) -> float:
+        pairs = [abs(self._positions[unit] - self._positions[near]) for unit in group for near in other]
+        return min(pairs, default=math.inf)
+
+    def _pilot_weights(self) -> torch.Tensor:
+        weights = self.ablation.weights
+        sizes = self.ablation.batch_sizes
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        chosen = torch.cat([weights[starts[index] : starts[index] + sizes[index]] for index in self.pilot])
+        return chosen / chosen.sum()
+
+    def _on_pilot(self, sets: Sequence[Removed]) -> list[float]:
+        values = self.ablation.per_sequence(sets, self.pilot) @ self._pilot_weights()
+        return [float(value) for value in values]
+
+    def _look(self, groups: Sequence[Removal], base: Removed) -> None:
+        """Estimates the increase by each group on the pilot sequences."""
+        before, *after = self._on_pilot([base, *(base.union(group) for group in groups)])
+        pairs = [known.in_full for known in self.estimates.values() if known.in_full]
+        ratios = [full / pilot for full, pilot in pairs if pilot > 0]
+        scale = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
+        for group, value in zip(groups, after, strict=True):
+            increase = value - before
+            known = self.estimates.get(group)
+            in_full = known.in_full if known else None
+            estimate = in_full[0] + (increase - in_full[1]) * scale if in_full else increase * scale
+            self.estimates[group] = _Estimate(estimate, len(self.groups), in_full)
+
+    def _in_full(self, group: Removal, base: Removed, base_value: float) -> float:
+        """The increase by a group on the whole text; remembers how far the pilot was off."""
+        before, after = self._on_pilot([base, base.union(group)])
+        increase = self.ablation(base.union(group)) - base_value
+        self.estimates[group] = _Estimate(increase, len(self.groups), (increase, after - before))
+        return increase
+
+    def exchange_while_it_pays(self) -> None:
+        """Exchanges a removed group with a kept one while the objective falls and the effort is not spent."""
+        while self._effort_left() and self._exchange():
+            pass
+
+    def _effort_left(self) -> bool:
+        spent = self.ablation.stream.unit_evaluations - self._began
+        return self.settings.strategy == "exhaustive" or spent < self.settings.effort * self.naive_evaluations
+
+    def _exchange(self) -> bool:
+        """One exchange, if any of the likeliest lowers the objective."""
+        removed = self.removed
+        self.ablation.rebase(removed)
+        restored = [removed.difference(group) for group in self.groups]
+        now, *without = self._on_pilot([removed, *restored])
+        falls = {group: now - value for group, value in zip(self.groups, without, strict=True)}
+        for group in sorted(self.groups, key=lambda group: -falls[group])[: self.settings.num_full[0]]:
+            if not self._effort_left():
+                return False
+            base = removed.difference(group)
+            self.ablation.rebase(base)
+            base_value = self.ablation(base)
+            candidates = [c for c in self.problem.candidates(base) if c != group and self._may_replace(group, c)]
+            candidates.sort(key=lambda c: self.estimates[c].increase if c in self.estimates else math.inf)
+            near = [c for c in candidates if self._distance(c, group) <= self.settings.num_neighbours]
+            looked = list(dict.fromkeys([*candidates[: self.settings.num_looks], *near]))
+            if not looked:
+                continue
+            self._look(looked, base)
+            for other in sorted(looked, key=lambda c: self.estimates[c].increase)[:2]:
+                if base_value + self.estimates[other].increase > self.value * (1 + self.settings.tolerance / 5):
+                    break
+                if base_value + self._in_full(other, base, base_value) < self.value * (1 - IMPROVEMENT):
+                    self._replace(group, other)
+                    return True
+        return False
+
+    def _may_replace(self, group: Removal, other: Removal) -> bool:
+        """Whether the budget stays met, and what is kept can still be cut into groups."""
+        removed = self.removed.difference(group).union(other)
+        return self.problem.is_met(removed) and self.problem.is_whole(removed)
+
+    def _replace(self, group: Removal, other: Removal) -> None:
+        """Puts a group in another's place in the path, and values the steps from there on anew."""
+        place = self.groups.index(group)
+        self.groups[place] = other
+        self.groups = self.problem.regroup(self.groups)
+        self.values = [*self.values[:place]]
+        for count in range(place, len(self.groups)):
+            self.values.append(self.ablation(frozenset(unit for g in self.groups[: count + 1] for unit in g)))
+
+
+SEARCHES.register("greedy", Greedy, summary="least damage to the output, step by step (the default)", source="ours")
+SEARCHES.register(
+    "finercut",
+    partial(
+        Greedy, objective="js", strategy="exhaustive", swap=False, preferred_unit="sublayer", protected_fraction=0.4
+    ),
+    summary="greedy over sublayers by Jensen-Shannon divergence, first blocks protected",
+    source="FinerCut, arXiv 2405.18218",
+)
+SEARCHES.register(
+    "sleb",
+    partial(Greedy, objective="loss", strategy="exhaustive", swap=False, preferred_unit="block"),
+    summary="greedy over blocks by the loss",
+    source="SLEB, arXiv 2402.09025",
+)
+SEARCHES.register(
+    "blockpruner",
+    partial(Greedy, objective="loss", strategy="exhaustive", swap=False, preferred_unit="sublayer"),
+    summary="greedy over sublayers by the loss",
+    source="BlockPruner, arXiv 2406.10594",
+)

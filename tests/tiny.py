@@ -103,7 +103,7 @@ def save(folder: Path, family: str = "llama", identity: int | None = None, **cha
     Args:
         identity: a block whose output projections are zeroed, so that it passes the stream on as it is.
     """
-    made = model(family, vocab_size=BYTE_VOCABULARY, **changes)
+    made = model(family, **({"vocab_size": BYTE_VOCABULARY} | changes))
     if identity is not None:
         architecture = FAMILIES[family]
         block = architecture.block_list(made)[identity]

@@ -61,6 +61,8 @@ def prune(
         check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     problem = pose_problem(recipe, source)
+    if output is not None:
+        _require_other_folder(output, source)
     session = Session.prepare(recipe, source)
 
     def run(folder: Path | None) -> Result:
@@ -89,7 +91,9 @@ def preview(recipe: Recipe) -> Plan:
 def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:
     """Every static score of every unit, written as `scores.json` into a directory of its own."""
     check_output(output, overwrite=overwrite, resume=False)
-    session = Session.prepare(recipe, find_model(recipe), evaluate=False)
+    source = find_model(recipe)
+    _require_other_folder(output, source)
+    session = Session.prepare(recipe, source, evaluate=False)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         return _score(session.load(), folder)[0]
 
@@ -120,6 +124,7 @@ def apply_plan(
             raise InputError(f"the plan has {len(plan.steps)} steps, so {num_steps} of them cannot be applied")
         plan = plan.applying(num_steps)
     check_removal(source.config, source.architecture, plan.removed)
+    _require_other_folder(output, source)
     session = Session.prepare(recipe, source, calibrate=False)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         result = _carry_out(session.load(), plan, None, folder, command)
@@ -141,6 +146,12 @@ def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
     """Measures a written model beside its dense one on the recipe's evaluation text."""
     source = find_model(recipe)
     pruned_source = resolve(pruned, dtype=source.provenance.dtype, trust_remote_code=recipe.trust_remote_code)
+    sizes = [config.get_text_config().vocab_size for config in (source.config, pruned_source.config)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{pruned} was not made from {recipe.model}: it knows {sizes[1]} tokens, not {sizes[0]}; name its dense "
+            "model with --dense"
+        )
     session = Session.prepare(recipe, source, calibrate=False).load()
     assert session.stream is not None and session.evaluation is not None
     pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
@@ -278,7 +289,6 @@ def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
 
 def _write_artefacts(session: Session, result: Result, folder: Path, command: str) -> None:
     write_whole(folder / "plan.json", result.plan)
-    (folder / "recipe.yaml").write_text(session.recipe.to_yaml(), encoding="utf-8")
     write_measurements(list(result.measurements), folder / "results.json")
     write_report(
         folder / "report.html",
@@ -298,6 +308,12 @@ def _write_artefacts(session: Session, result: Result, folder: Path, command: st
         base_model=session.source.base_model,
         license=session.source.license,
     )
+
+
+def _require_other_folder(output: Path, source: ModelSource) -> None:
+    """Raises InputError where the result would replace the model that it is made from."""
+    if output.resolve() == source.folder.resolve():
+        raise InputError(f"the output {output} is the model itself; choose another directory")
 
 
 def _require_same_recipe(recipe: Recipe, folder: Path) -> None:

@@ -91,7 +91,7 @@ class Recipe(Record):
             raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
         return cls.build(**content)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from depthcut.calibration import Samples, parse_source, require_disjoint, sample_self, sample_text
@@ -91,6 +92,7 @@ class Session:
         Raises:
             InputError: a text is too short, empty, or the same for both purposes.
         """
+        _require_context(recipe, source, calibrate=calibrate, evaluate=evaluate)
         tokenizer = source.load_tokenizer()
         text = parse_source(recipe.calibration)
         calibration = None
@@ -116,6 +118,12 @@ class Session:
             )
         if calibration and evaluation:
             require_disjoint(calibration, evaluation)
+        for samples in (calibration, evaluation):
+            if samples is not None and int(samples.input_ids.max()) >= source.config.get_text_config().vocab_size:
+                raise InputError(
+                    f"the tokenizer of {source.provenance.source} writes token {int(samples.input_ids.max())}, and the "
+                    f"model knows {source.config.get_text_config().vocab_size} tokens; they do not belong together"
+                )
         return cls(recipe, source, tokenizer, calibration, evaluation)
 
     def load(self) -> Self:
@@ -127,6 +135,8 @@ class Session:
         recipe = self.recipe
         stream = DecoderStream(self.source.load_model(recipe.device), self.source.architecture)
         calibration = self.calibration
+        text = calibration or self.evaluation
+        _require_finite(stream, text.input_ids[:1, :PROBE_TOKENS] if text else torch.arange(PROBE_TOKENS)[None])
         if calibration is None and parse_source(recipe.calibration).is_self:
             calibration = sample_self(
                 stream.model,
@@ -139,3 +149,38 @@ class Session:
         if known is not None:
             probe(stream, known.input_ids[:1, :PROBE_TOKENS])
         return replace(self, stream=stream, calibration=calibration)
+
+
+def _require_context(recipe: Recipe, source: ModelSource, *, calibrate: bool, evaluate: bool) -> None:
+    """Raises InputError where sequences are longer than what the model was made for; learned positions end there."""
+    context = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    lengths = {"calibration": recipe.calibration_length if calibrate else 0}
+    lengths["evaluation"] = recipe.evaluation_length if evaluate else 0
+    for purpose, length in lengths.items():
+        if context is not None and length > context:
+            raise InputError(
+                f"{purpose} sequences of {length} tokens are longer than the model's context of {context}; "
+                f"give --{purpose}-length {context} or less"
+            )
+
+
+@torch.no_grad()
+def _require_finite(stream: DecoderStream, input_ids: torch.Tensor) -> None:
+    """Looks for NaN first: the probe compares bit for bit, would take it for another architecture and say so.
+
+    Raises:
+        InputError: an activation or a logit is not finite.
+    """
+
+    def check(where: str, values: torch.Tensor) -> None:
+        if not bool(torch.isfinite(values).all()):
+            raise InputError(
+                f"the activations at {where} are not finite (NaN or infinite); check the weights, or load the model "
+                "with --dtype float32"
+            )
+
+    batch = stream.prepare(input_ids)
+    check("the embedding", batch.embedded)
+    final = stream.run(batch, visit=lambda unit, _, after: check(str(unit), after) if isinstance(unit, Unit) else None)
+    for _, logits in stream.logits(batch, final):
+        check("the output", logits)

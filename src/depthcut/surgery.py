@@ -1,7 +1,8 @@
 """Removes units for real: blocks leave the model, sublayers leave their block, and the configuration follows.
 
 The kept sublayers are paired again, each attention with the feed-forward part after it, so that a removal of any
-adjacent pairs (A·F or F·A) leaves an ordinary dense checkpoint with fewer blocks. Per-layer configuration goes with
+adjacent pairs (A·F or F·A) leaves an ordinary dense checkpoint with fewer blocks; any other is marked as one that
+lacks sublayers. Per-layer configuration goes with
 the sublayer that reads it: attention entries come from the attention's block, feed-forward entries from the other's.
 
 The pruned model is a new one that shares the kept tensors with the dense model: both can be used side by side, and
@@ -20,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import Architecture
 from depthcut.model.bypass import remove_branch
+from depthcut.model.sublayers import is_marked, mark
 from depthcut.types import InputError, Unit
 
 FFN_LISTS = frozenset(
@@ -95,6 +97,10 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         InputError: a unit is not of this model, nothing would remain, or the configuration names blocks in a way that
             cannot be carried over.
     """
+    if removed and is_marked(config):
+        raise InputError(
+            "this model's blocks already lack sublayers; begin from the dense model and remove more of it at once"
+        )
     units = architecture.units(config.num_hidden_layers)
     unknown = sorted(set(removed) - set(units))
     if unknown:
@@ -147,6 +153,14 @@ def apply(model: PreTrainedModel, architecture: Architecture, removed: Collectio
         kept.append(block)
     del blocks[:]
     blocks.extend(kept)
+    missing = [
+        Unit(index, kind)
+        for index, packed_block in enumerate(packed)
+        for kind in architecture.branches
+        if kind not in packed_block.sources
+    ]
+    if missing:
+        mark(pruned, missing)
     if removed:
         _cut_config(pruned.config, packed, len(units) // len(architecture.branches))
     return pruned

@@ -190,7 +190,7 @@ def test_what_a_short_part_lacks_the_others_share(
     tokenizer: PreTrainedTokenizerFast, lettered: Callable[[str, int], str]
 ) -> None:
     # x has 2 samples of 32 tokens; y has 4, fewer than its share of the rest.
-    source = "+".join([lettered("x", 4), lettered("y", 8), lettered("z", 50)])
+    source = "+".join([lettered("x", 5), lettered("y", 9), lettered("z", 50)])
     found = owners(sample(source, tokenizer, num_samples=12), tokenizer)
     assert [found.count(letter) for letter in "xyz"] == [2, 4, 6]
     assert found[0] == "z"

@@ -1,3 +1,5 @@
+"""The made-up report as a fixture."""
+
 import pytest
 from example_report import Case, make_case
 

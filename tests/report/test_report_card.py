@@ -64,6 +64,8 @@ def test_the_table_renders_with_every_row(card_of, case):
     _, body = split(card_of(case))
     html = MarkdownIt().enable("table").render(body)
     assert html.count("<tr>") == 1 + 8
+    assert "| Perplexity <sup>1</sup> | 28.82 ± 0.31 | 97.4 ± 1.1 | ×3.38 |" in body
+    assert "<sup>1</sup> WikiText-2 test, 32 × 512 tokens" in body
     assert '<td style="text-align:right">−21.1 %</td>' in html
 
 

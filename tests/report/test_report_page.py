@@ -9,10 +9,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from example_report import make_case
+from example_report import make_case, measure
 
 from depthcut.report import write_report
 from depthcut.report.page import PageData, unbroken
+from depthcut.types import InputError
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -131,9 +132,7 @@ def test_the_page_of_a_very_deep_model_stays_under_a_megabyte(page_of):
 def test_numbers_stand_in_tables_too(page_of, case):
     rows = re.findall(r"<tr.*?</tr>", page_of(case), flags=re.DOTALL)
     cells = [[" ".join(cell.split()) for cell in re.findall(r"<t[hd][^>]*>([^<]*)", row)] for row in rows]
-    assert ["Parameters", "134.5\xa0M", "106.2\xa0M", "−21.1\xa0%"] in [
-        [cell.replace(" ", "\xa0") for cell in row] for row in cells
-    ]
+    assert any(row[0] == "Parameters" and " ".join(row[1:]) == "134.5 M 106.2 M −21.1 %" for row in cells)
     assert sum(row[0] in map(str, range(30)) and "±" in row[-1] for row in cells) == 30  # blocks
     assert sum(bool(re.fullmatch(r"\d+\.(attn|ffn)", row[0])) for row in cells) == 60  # sublayers
     assert ["30", "0–29"] in [row[:2] for row in cells]  # windows
@@ -158,6 +157,28 @@ def test_a_number_that_overflowed_leaves_valid_json(page_of, case):
 
     assert json.loads(data_of(page), parse_constant=refuse)["plan"]["steps"][0]["objective"] is None
     assert "∞" in page
+
+
+def test_a_plan_without_sizes_is_refused_before_anything_is_written(tmp_path, case):
+    path = tmp_path / "report.html"
+    with pytest.raises(InputError, match=r"removes 15\.attn but does not hold its size.*unit_sizes"):
+        write_report(path, **{**case.page_arguments(), "unit_sizes": {}})
+    assert not path.exists()
+
+
+def test_a_speed_up_measured_in_pairs_answers_before_the_ratio_of_two_speeds(page_of, case):
+    speed_up = measure("decode_speedup", "pruned", 1.27, unit="ratio")
+    text = " ".join("".join(Elements(page_of(case, measurements=[*case.measurements, speed_up])).text).split())
+    assert "×1.27 decoding 19.80 ± 0.20 → 26.10 ± 0.30 tokens/s" in text
+
+
+def test_texts_and_settings_are_notes_that_the_rows_refer_to(page_of, case):
+    page = page_of(case)
+    assert "Perplexity<sup>1</sup>" in page
+    assert "KL to dense, nats per token<sup>1</sup>" in page
+    assert "Decoding, tokens/s<sup>3</sup>" in page
+    notes = re.findall(r"<li>(.*)</li>", page)
+    assert notes == ["WikiText-2 test, 32 × 512 tokens", "512 tokens", "after 512 tokens"]
 
 
 def test_further_variants_are_told_beside_the_cost(page_of, case):

@@ -89,6 +89,7 @@ def test_the_same_name_on_two_texts_makes_two_rows_and_a_repetition_makes_none()
         ((18_437.6, "number", 4, 312.0), "18438 ± 312"),
         ((2_000_000, "count", 4, 30_000), "(2.000 ± 0.030) M"),
         ((3.0, "number", 3, 0.0), "3.00"),
+        ((1.276, "ratio"), "×1.28"),
         ((math.inf, "number"), "∞"),
         ((math.nan, "number"), "not a number"),
     ],

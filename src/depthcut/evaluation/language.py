@@ -70,7 +70,7 @@ def compare_language(
         mean, error = _mean_per_token(torch.cat(sequences), torch.cat(predicted))
         perplexity = math.exp(mean)
         for measure, unit, value, stderr in (
-            ("perplexity", "perplexity", perplexity, perplexity * error),
+            ("perplexity", "perplexity", perplexity, None if error is None else perplexity * error),
             ("loss", "nats per token", mean, error),
         ):
             measurements.append(
@@ -109,10 +109,10 @@ def _sums(
     return sums
 
 
-def _mean_per_token(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
-    """Mean over all tokens and its standard error over sequences (of a ratio of sums)."""
+def _mean_per_token(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:
+    """Mean over all tokens and its standard error over sequences (of a ratio of sums); one sequence has none."""
     mean = sums.sum() / counts.sum()
     if len(sums) < 2:
-        return float(mean), math.nan
+        return float(mean), None
     deviation = (sums - mean * counts) / counts.double().mean()
     return float(mean), float(deviation.std() / math.sqrt(len(sums)))

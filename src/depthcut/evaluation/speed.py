@@ -25,12 +25,17 @@ def compare_speed(
 
     Each round reads the prompt and then decodes greedily, one model after the other; the order turns with every round.
     A speed is the median over rounds; a speed-up is the median of the rounds' ratios, since what disturbs a round
-    disturbs its neighbours. One warm-up round is thrown away.
+    disturbs its neighbours. One warm-up round is thrown away. The prompt is cut so that what is decoded after it stays
+    within the models' context.
 
     Args:
         models: by name, the reference first.
         input_ids: (1, length), the prompt.
     """
+    reference = next(iter(models))
+    context = getattr(models[reference].config.get_text_config(), "max_position_embeddings", None)
+    if context is not None:
+        input_ids = input_ids[:, : context - decode_tokens]
     seconds: dict[str, dict[str, list[float]]] = {name: {"prompt": [], "decode": []} for name in models}
     for index in range(rounds + 1):
         order = list(models) if index % 2 == 0 else list(models)[::-1]
@@ -44,7 +49,6 @@ def compare_speed(
     length = input_ids.shape[1]
     counts = {"prompt": length, "decode": decode_tokens}
     setting = f"batch 1, prompt of {length}, {decode_tokens} decoded, {torch.get_num_threads()} threads"
-    reference = next(iter(models))
     measurements = []
     for name in models:
         for phase, count in counts.items():

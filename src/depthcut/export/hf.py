@@ -1,4 +1,7 @@
-"""A Hugging Face directory of the stock architecture: safetensors, tokenizer, generation settings, chat template."""
+"""A Hugging Face directory: safetensors, tokenizer, generation settings, chat template.
+
+Of the stock architecture where blocks are whole; else of a type of its own, with a short file of code beside it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from depthcut.export import VerificationError
+from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
 
 RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
 GREEDY_TOKENS = 16
@@ -28,6 +33,9 @@ WRITTEN_ENTRIES = frozenset({"_name_or_path", "architectures", "dtype", "transfo
 
 def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes model and tokenizer into an existing folder, readable by everyone the umask lets read."""
+    if is_marked(model.config):
+        model_type = model.config.model_type.removeprefix(PRUNED_PREFIX)
+        (folder / CODE_FILE).write_text(remote_code(model_type, find_architecture(model.config)), encoding="utf-8")
     with _without_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -79,9 +87,14 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         }
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, expected)
         # -P: the script's own folder must not shadow installed packages.
-        arguments = [str(folder), str(expected), str(model.dtype), str(model.device)]
+        trust = "trust" if is_marked(model.config) else "plain"
+        arguments = [str(folder), str(expected), str(model.dtype), str(model.device), trust]
         command = [sys.executable, "-P", str(RELOAD_SCRIPT), *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": scratch,
+        }
         child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if child.returncode != 0:
         reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit code {child.returncode}"

@@ -1,7 +1,7 @@
 """Run in a fresh process: loads a written model with plain transformers and says how it differs from what is expected.
 
 Nothing of depthcut is imported here, so that what holds here holds for every user of the directory.
-Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE; prints one line of JSON.
+Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE plain|trust; prints one line of JSON.
 """
 
 import json
@@ -13,10 +13,13 @@ from transformers import AutoModelForCausalLM
 
 
 @torch.no_grad()
-def main(directory: str, expected_file: str, dtype: str, device: str) -> None:
+def main(directory: str, expected_file: str, dtype: str, device: str, trust: str) -> None:
     expected = load_file(expected_file)
     model, loading = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, dtype.removeprefix("torch.")), output_loading_info=True
+        directory,
+        dtype=getattr(torch, dtype.removeprefix("torch.")),
+        output_loading_info=True,
+        trust_remote_code=trust == "trust",
     )
     model = model.to(device).eval()
     input_ids = expected["input_ids"].to(device)

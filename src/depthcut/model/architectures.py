@@ -62,6 +62,9 @@ class Architecture:
         return tuple(Unit(layer, kind) for layer in range(num_blocks) for kind in self.branches)
 
 
+PRUNED_PREFIX = "depthcut_"
+"""Begins the model type of checkpoints whose blocks lack sublayers."""
+
 ATTENTION = Branch("self_attn", "self_attn.o_proj", ("input_layernorm",))
 FFN = Branch("mlp", "mlp.down_proj", ("post_attention_layernorm",))
 PRE_NORM = Architecture({"attn": ATTENTION, "ffn": FFN})
@@ -114,7 +117,7 @@ def find_architecture(config: PreTrainedConfig) -> Architecture:
     Raises:
         InputError: the family has no row.
     """
-    model_type = config.model_type
+    model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5) or sorted(FAMILIES)
         raise InputError(

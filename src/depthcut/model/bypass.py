@@ -41,11 +41,11 @@ class RemovedAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(
-        self, hidden_states: torch.Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
-    ) -> tuple[torch.Tensor, None]:
-        if past_key_values is not None:
-            self._mark_slot(past_key_values)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        # Families call the cache by different names.
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, Cache):
+                self._mark_slot(argument)
         return torch.zeros_like(hidden_states), None
 
     def _mark_slot(self, cache: Cache) -> None:

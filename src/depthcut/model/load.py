@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,9 +34,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.sublayers import register
 from depthcut.types import InputError, Provenance
 
 SAMPLED_BYTES = 2**20
+
+READING_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, MemoryError)
+DAMAGE = (*READING_ERRORS, SafetensorError, struct.error)
+"""What the readers of configurations and weights raise on a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,7 @@ def resolve(
 
     if revision and kind != "hub":
         raise InputError(f"{name} is no model of the hub and has no revision {revision!r}; leave the revision out")
+    register()
     arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     with _reading(name, "configuration"):
         config = AutoConfig.from_pretrained(
@@ -254,7 +261,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, SafetensorError) as error:
+    except DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot read the {what} of {name}: {reason}") from error
     finally:

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from depthcut.report.provenance import provenance
 from depthcut.report.removal import headline, removed_list
-from depthcut.report.table import before_after, columns
+from depthcut.report.table import before_after, columns, data_notes
 from depthcut.types import Measurement, Plan
 
 
@@ -56,6 +56,7 @@ def write_model_card(
     )
     environment.filters["markdown"] = markdown_text
     environment.filters["code"] = code_block
+    rows = before_after(measurements)
     name = PurePosixPath(plan.model.source).name
     card = environment.get_template("README.md.j2").render(
         front_matter=front_matter({key: value for key, value in metadata.items() if value is not None}),
@@ -64,7 +65,8 @@ def write_model_card(
         headline=headline(plan),
         removed=removed_list(plan),
         heads=columns(measurements),
-        rows=before_after(measurements),
+        rows=rows,
+        notes=data_notes(rows),
         command=command,
         facts=provenance(plan, measurements, software),
     )

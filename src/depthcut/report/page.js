@@ -275,7 +275,7 @@
     const lowest = d3.min(values);
     const kindsShown = new Set(points.map((point) => point.kind));
     const kinds = chosen.ofBlocks ? [undefined] : Object.keys(kindNames).filter((kind) => kindsShown.has(kind));
-    const axis = valueAxis(values, isLog, chosen.measure ? `${chosen.name} (${chosen.measure})` : chosen.name);
+    const axis = valueAxis(values, isLog, chosen.name);
     const svg = Plot.plot({
       width,
       height: 220,
@@ -323,16 +323,17 @@
         }),
       ],
     });
-    figure.replaceChildren(make("figcaption", {}, ...scoreKeys(kinds, points)), svg);
+    const measure = make("span", { class: "measure" }, chosen.measure);
+    figure.replaceChildren(make("figcaption", {}, measure, ...scoreKeys(kinds, points)), svg);
 
     const pointText = ({ block, kind, value }) =>
-      `${chosen.ofBlocks ? `block ${block}` : `${block}.${kind}`}: ${numberText(value)}`;
+      `${chosen.ofBlocks ? `block ${block}` : `${block}.${kind}`}, ${numberText(value)}`;
     const [least, greatest] = [d3.least(points, (point) => point.value), d3.greatest(points, (point) => point.value)];
     const [x, y] = [svg.scale("x"), svg.scale("y")];
     const unitWidth = x.apply(1) - x.apply(0);
     explore(svg, `${chosen.name} of every unit`, readout, {
       first: { block: 0 },
-      idle: `least ${pointText(least)} · greatest ${pointText(greatest)}`,
+      idle: `least: ${pointText(least)} · greatest: ${pointText(greatest)}`,
       locate: (px) => {
         const block = Math.round(x.invert(px));
         return block >= 0 && block < numBlocks ? { block } : undefined;
@@ -398,6 +399,7 @@
     const values = [steps, ...others].flat().map((step) => step.objective);
     const axis = valueAxis(values, needsLog(values, 100), data.plan.objective);
     const cut = steps.filter((step) => step.applied).at(-1);
+    const isCutLate = cut && cut.share > 0.7 * steps.at(-1).share;
     const svg = Plot.plot({
       width,
       height: 280,
@@ -433,7 +435,9 @@
           Plot.text([cut], {
             x: "share",
             frameAnchor: "top",
-            dy: -14,
+            textAnchor: isCutLate ? "end" : "start",
+            dx: isCutLate ? -7 : 7,
+            dy: 4,
             text: () => "this model",
             fill: "var(--accent)",
           }),
@@ -491,7 +495,7 @@
       { x1: run.start + run.size, x2: middle(run) + 0.5, size: run.size },
     ]);
     const height = Math.round(Math.min(460, 0.5 * width + 60));
-    const rowStep = numRows > 60 ? 20 : 5;
+    const rowStep = numRows > 60 ? 20 : numRows > 12 ? 5 : 1;
     const svg = Plot.plot({
       width,
       height,
@@ -575,7 +579,9 @@
   const select = find("metric");
   for (const [group, members] of d3.groups(metrics, (candidate) => candidate.group)) {
     const options = members.map((member) => {
-      const name = isSize(member) ? member.name : `${member.name} of ${group.toLowerCase()}`; // told apart when closed
+      // The closed list does not show the group, and most metrics are there for blocks and for sublayers.
+      const isAlone = metrics.filter(({ name }) => name === member.name).length === 1;
+      const name = isAlone ? member.name : `${member.name} of ${group.toLowerCase()}`;
       return make("option", { value: metrics.indexOf(member) }, name);
     });
     select.append(make("optgroup", { label: group }, ...options));

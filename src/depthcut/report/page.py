@@ -11,18 +11,18 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from depthcut.report.answer import answer
 from depthcut.report.provenance import provenance
-from depthcut.report.removal import headline, path_rows, removed_list
+from depthcut.report.removal import headline, path_rows
 from depthcut.report.scores import nearest_windows, score_grids
-from depthcut.report.table import DENSE, UNKNOWN, Row, before_after, columns
-from depthcut.types import Measurement, Plan, Record, ScoreTable, UnitSize
+from depthcut.report.table import DENSE, before_after, columns, data_notes
+from depthcut.types import InputError, Measurement, Plan, Record, ScoreTable, UnitSize
 
 
 class PageData(Record):
@@ -35,16 +35,6 @@ class PageData(Record):
     command: str
     software: dict[str, str]
     comparisons: tuple[Plan, ...] = ()
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One part of the answer: a large number with what it means and what it comes from."""
-
-    term: str
-    value: str
-    meaning: str
-    notes: tuple[str, ...]
 
 
 def write_report(
@@ -68,7 +58,16 @@ def write_report(
         command: what reproduces the model, as one would type it.
         software: name to version.
         comparisons: other paths on the same model; those with this plan's objective are drawn behind it.
+
+    Raises:
+        InputError: the plan removes a unit whose size is not given.
     """
+    unknown = [str(unit) for step in plan.steps for unit in step.remove if str(unit) not in unit_sizes]
+    if unknown:
+        raise InputError(
+            f"the plan removes {unknown[0]} but does not hold its size, which the report shows; "
+            "make the plan with `depthcut search` or `depthcut prune`, which write `unit_sizes` into it"
+        )
     data = PageData(
         plan=plan,
         scores=scores,
@@ -100,6 +99,7 @@ def write_report(
         command=command,
         heads=columns(measurements),
         rows=rows,
+        notes=data_notes(rows),
         path=path_rows(plan, unit_sizes, dense_parameters[-1] if dense_parameters else None),
         shares_known=bool(dense_parameters),
         has_curve=any(step.objective is not None for step in plan.steps),
@@ -123,46 +123,6 @@ def json_for_script(record: Record) -> Markup:
 def unbroken(text: str) -> str:
     """A number that a narrow column may break before its standard error, and nowhere else."""
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}±", " ±")
-
-
-def answer(plan: Plan, rows: Sequence[Row]) -> list[Figure]:
-    """The page's first numbers: how much smaller, at what cost, how much faster."""
-    by_name = {row.name: row for row in reversed(rows)}  # of several data sets the first one answers
-    figures = [
-        _figure("Removed", by_name.get("parameters"), "parameters", "", [removed_list(plan)]),
-        _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name)),
-        _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", _speed_notes(by_name)),
-    ]
-    return [figure for figure in figures if figure is not None]
-
-
-def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Sequence[str]) -> Figure | None:
-    if row is None or row.pruned == UNKNOWN:
-        return None
-    if not row.change:
-        return Figure(term, row.pruned, meaning + measure, tuple(notes))
-    return Figure(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
-
-
-def _cost_notes(by_name: Mapping[str, Row]) -> list[str]:
-    perplexity, divergence = by_name.get("perplexity"), by_name.get("kl_to_dense")
-    notes: list[str] = []
-    if perplexity is not None:
-        notes += [perplexity.data] if perplexity.data else []
-        notes += [f"{model}: {text}" for model, text in perplexity.values.items() if model not in (DENSE, "pruned")]
-    if divergence is not None and divergence.pruned != UNKNOWN:
-        notes.append(f"KL to dense {divergence.pruned} nats per token")
-    return notes
-
-
-def _speed_notes(by_name: Mapping[str, Row]) -> list[str]:
-    notes: list[str] = []
-    prompt, cache = by_name.get("prompt_tokens_per_second"), by_name.get("kv_bytes_per_token")
-    if prompt is not None and prompt.change:
-        notes.append(f"reading a prompt {prompt.change}")
-    if cache is not None and cache.change:
-        notes.append(f"KV cache {cache.change}")
-    return notes
 
 
 def _resource(name: str) -> str:

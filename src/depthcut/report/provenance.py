@@ -26,8 +26,7 @@ def provenance(plan: Plan, measurements: Sequence[Measurement], software: Mappin
         ("Objective", plan.objective or ""),
         ("Protected", ", ".join(str(unit) for unit in plan.protected)),
         ("Cost of the search", _cost_words(plan)),
-        ("Measured on", _distinct(measurement.data for measurement in measurements)),
-        ("Device", _distinct(measurement.device for measurement in measurements)),
+        ("Measured on", _distinct(measurement.device for measurement in measurements)),
         ("Software", ", ".join(f"{name} {version}" for name, version in software.items())),
     ]
     return [(term, text) for term, text in facts if text]

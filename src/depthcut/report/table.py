@@ -14,6 +14,8 @@ from typing import Literal
 
 from depthcut.types import Measurement
 
+Scale = Literal["number", "count", "bytes", "ratio"]
+
 DENSE = "dense"
 UNKNOWN = "–"
 
@@ -63,7 +65,7 @@ class _Quantity:
     """How one kind of number is written; `digits` are significant ones, used where no standard error says better."""
 
     label: str
-    scale: Literal["number", "count", "bytes"] = "number"
+    scale: Scale = "number"
     digits: int = 3
     as_ratio: bool = False
 
@@ -77,9 +79,11 @@ _QUANTITIES = {
     "kl_to_dense": _Quantity("KL to dense, nats per token"),
     "prompt_tokens_per_second": _Quantity("Prompt, tokens/s", as_ratio=True),
     "decode_tokens_per_second": _Quantity("Decoding, tokens/s", as_ratio=True),
+    "prompt_speedup": _Quantity("Prompt, speed-up", "ratio"),
+    "decode_speedup": _Quantity("Decoding, speed-up", "ratio"),
 }
 
-_PREFIXES: dict[str, tuple[float, tuple[str, ...]]] = {
+_PREFIXES: dict[Scale, tuple[float, tuple[str, ...]]] = {
     "number": (1.0, ("",)),
     "count": (1000.0, ("", " k", " M", " G", " T")),
     "bytes": (1024.0, (" B", " KiB", " MiB", " GiB", " TiB")),
@@ -107,6 +111,12 @@ def columns(measurements: Sequence[Measurement]) -> list[str]:
         if model in _compared(models):
             heads.append("change")
     return heads
+
+
+def data_notes(rows: Sequence[Row]) -> dict[str, int]:
+    """The texts and settings of the rows, numbered from 1: notes to the table, since several rows share a long one."""
+    texts = dict.fromkeys(row.data for row in rows if row.data)
+    return {text: number for number, text in enumerate(texts, start=1)}
 
 
 def _models(measurements: Sequence[Measurement]) -> list[str]:
@@ -151,18 +161,18 @@ def _plain_quantity(measurement: Measurement) -> _Quantity:
     return _Quantity(f"{label}, {measurement.unit}", digits=4)
 
 
-def value_text(
-    value: float, scale: Literal["number", "count", "bytes"], digits: int = 3, stderr: float | None = None
-) -> str:
+def value_text(value: float, scale: Scale, digits: int = 3, stderr: float | None = None) -> str:
     """A number for people: `134.5 M`, `22.5 KiB`, `28.82 ± 0.31`.
 
     Args:
-        scale: `count` writes thousands as k, M, G; `bytes` writes 1024 as KiB, MiB, GiB.
+        scale: `count` writes thousands as k, M, G; `bytes` writes 1024 as KiB, MiB, GiB; `ratio` begins with ×.
         digits: significant digits, where no standard error tells how many there are.
         stderr: standard error, written with two significant digits; the value ends at the same decimal.
     """
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else _signed("∞", value)
+    if scale == "ratio":
+        return "×" + value_text(value, "number", digits, stderr)
     base, suffixes = _PREFIXES[scale]
     magnitude = abs(value)
     index = 0

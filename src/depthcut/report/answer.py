@@ -1,0 +1,69 @@
+"""The first numbers of the page: how much smaller the model is, at what cost, and how much faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from depthcut.report.removal import removed_list
+from depthcut.report.table import DENSE, UNKNOWN, Row
+from depthcut.types import Plan
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One part of the answer: a large number with what it means and what it comes from."""
+
+    term: str
+    value: str
+    meaning: str
+    notes: tuple[str, ...]
+
+
+def answer(plan: Plan, rows: Sequence[Row]) -> list[Figure]:
+    """The page's first numbers: how much smaller, at what cost, how much faster."""
+    by_name = {row.name: row for row in reversed(rows)}  # of several data sets the first one answers
+    figures = [
+        _figure("Removed", by_name.get("parameters"), "parameters", "", [removed_list(plan)]),
+        _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name)),
+        _speed_figure(by_name),
+    ]
+    return [figure for figure in figures if figure is not None]
+
+
+def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Sequence[str]) -> Figure | None:
+    if row is None or row.pruned == UNKNOWN:
+        return None
+    if not row.change:
+        return Figure(term, row.pruned, meaning + measure, tuple(notes))
+    return Figure(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
+
+
+def _cost_notes(by_name: Mapping[str, Row]) -> list[str]:
+    perplexity, divergence = by_name.get("perplexity"), _pruned_text(by_name, "kl_to_dense")
+    notes: list[str] = []
+    if perplexity is not None:
+        text = perplexity.data.partition(" (")[0]  # the name of the text; its details are a note of the table
+        notes += [f"on {text}"] if text else []
+        notes += [f"{model}: {text}" for model, text in perplexity.values.items() if model not in (DENSE, "pruned")]
+    return [*notes, f"KL to dense {divergence} nats per token"] if divergence else notes
+
+
+def _speed_figure(by_name: Mapping[str, Row]) -> Figure | None:
+    """Decoding and prompt speed; a speed-up measured in pairs of runs is better than the ratio of two speeds."""
+    prompt = _pruned_text(by_name, "prompt_speedup") or _change(by_name, "prompt_tokens_per_second")
+    cache = _change(by_name, "kv_bytes_per_token")
+    notes = [f"{what} {change}" for what, change in (("reading a prompt", prompt), ("KV cache", cache)) if change]
+    figure = _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", notes)
+    paired = _pruned_text(by_name, "decode_speedup")
+    return replace(figure, value=paired) if figure is not None and paired else figure
+
+
+def _pruned_text(by_name: Mapping[str, Row], name: str) -> str:
+    row = by_name.get(name)
+    return "" if row is None or row.pruned == UNKNOWN else row.pruned
+
+
+def _change(by_name: Mapping[str, Row], name: str) -> str:
+    row = by_name.get(name)
+    return "" if row is None else row.change

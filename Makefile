@@ -10,7 +10,7 @@ OUT ?= out/demo
 .PHONY: demo test test-fast lint bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/depthcut prune smollm2 --remove 25% -o $(OUT) --overwrite
+	$(BIN)/depthcut prune smollm2 --remove 25% --compare shortgpt -o $(OUT) --overwrite
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest

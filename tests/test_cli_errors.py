@@ -103,7 +103,6 @@ def prune_error(error, llama, tmp_path):
         (["--protect", "first"], "cannot protect 'first': write a block (0 to 5) or a sublayer (0.attn)"),
         (["--protect", "6"], "cannot protect '6'"),
         (["--protect", "9.attn"], "cannot protect '9.attn': the model has 0.attn to 5.ffn"),
-        (["--method", "uidl", "--unit", "attn"], "uidl removes whole blocks, not attn units"),
         (["--dtype", "int8"], "dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
         (["--device", "gpu"], "there is no device 'gpu' here; use auto, cpu"),
         (["--revision", "main"], "is no model of the hub and has no revision 'main'"),
@@ -120,6 +119,19 @@ def prune_error(error, llama, tmp_path):
 )
 @pytest.mark.usefixtures("weights_stay_unread")
 def test_an_option_that_cannot_be_is_refused(prune_error, options, words):
+    assert words in prune_error(*options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "uidl", "--unit", "attn"], "uidl removes whole blocks, not attn units"),
+        (["--method", "uidl", "--remove", "4", "--protect", "2"], "no window of unprotected blocks meets the budget"),
+        (["--method", "one-shot", "--unit", "pair"], "no scores for pairs; use --unit block, attn, ffn or sublayer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_only_a_method_knows_is_refused(prune_error, options, words):
     assert words in prune_error(*options)
 
 

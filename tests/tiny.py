@@ -111,8 +111,8 @@ def save(folder: Path, family: str = "llama", identity: int | None = None, **cha
             for branch in architecture.branches.values():
                 for parameter in block.get_submodule(branch.projection).parameters():
                     parameter.zero_()
-    made.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    folder.mkdir(parents=True)
+    hf.write_directory(made, tokenizer(), folder)
     return folder
 
 

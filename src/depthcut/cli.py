@@ -53,6 +53,7 @@ CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
 Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
 EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
 EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
 Recover = Annotated[str, typer.Option(help="Repair after the removal: none.")]
 BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
@@ -78,6 +79,7 @@ def prune(
     evaluation: Evaluation = "stdlib",
     evaluation_samples: EvaluationSamples = 16,
     evaluation_length: EvaluationLength = 512,
+    compare: Compare = "",
     recover: Recover = "none",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -113,6 +115,7 @@ def prune(
         evaluation=evaluation,
         evaluation_samples=evaluation_samples,
         evaluation_length=evaluation_length,
+        compare=_names(compare),
         recover=recover,
         revision=revision,
         trust_remote_code=trust_remote_code,

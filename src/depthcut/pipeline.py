@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from depthcut.model.stream import DecoderStream
 from depthcut.progress import progress
 from depthcut.recipe import Recipe
 from depthcut.report import write_model_card, write_report
-from depthcut.search.problem import Problem
+from depthcut.search.problem import SEARCHES, Budget, Problem
 from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
-from depthcut.types import Cost, InputError, Measurement, Plan, Record, ScoreTable, write_measurements
+from depthcut.types import Cost, InputError, Measurement, Plan, Record, ScoreTable, Unit, write_measurements
 from depthcut.workspace import check_output, workspace
 
 
@@ -68,7 +69,7 @@ def prune(
     def run(folder: Path | None) -> Result:
         loaded = session.load()
         scores, plan = _find_plan(loaded, problem, folder)
-        return _carry_out(loaded, plan, scores, folder, command)
+        return _carry_out(loaded, plan, scores, folder, command, _rivals(loaded, problem, plan, scores))
 
     if output is None:
         return run(None)
@@ -127,7 +128,7 @@ def apply_plan(
     _require_other_folder(output, source)
     session = Session.prepare(recipe, source, calibrate=False)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
-        result = _carry_out(session.load(), plan, None, folder, command)
+        result = _carry_out(session.load(), plan, None, folder, command, {})
     return replace(result, output=output)
 
 
@@ -155,7 +156,7 @@ def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
     session = Session.prepare(recipe, source, calibrate=False).load()
     assert session.stream is not None and session.evaluation is not None
     pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
-    return compare(session.stream, pruned_stream, session.evaluation, speed=recipe.speed)
+    return compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=recipe.speed)
 
 
 def _score(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
@@ -247,13 +248,40 @@ def _plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: ScoreTa
     return plan.applying(problem.num_steps(path))
 
 
-def _carry_out(session: Session, plan: Plan, scores: ScoreTable | None, folder: Path | None, command: str) -> Result:
-    """Surgery, measurement, and the written directory."""
+def _rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
+    """What the methods to compare with remove, where the same share of parameters has to go."""
+    left = problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters
+    rivals = {}
+    for method in session.recipe.compare:
+        search = SEARCHES.find(method).make()
+        posed = replace(problem, unit=search.preferred_unit, budget=Budget("parameters", left), scores=scores)
+        path = search.path(posed)
+        rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)
+    return rivals
+
+
+def _carry_out(
+    session: Session,
+    plan: Plan,
+    scores: ScoreTable | None,
+    folder: Path | None,
+    command: str,
+    rivals: Mapping[str, tuple[Unit, ...]],
+) -> Result:
+    """Surgery, measurement, and the written directory.
+
+    Args:
+        rivals: removed units by name, measured beside the pruned model.
+    """
     stream, evaluation, source = session.stream, session.evaluation, session.source
     assert stream is not None and evaluation is not None
     pruned = apply(stream.model, source.architecture, plan.removed)
     pruned_stream = DecoderStream(pruned, source.architecture)
-    measurements = compare(stream, pruned_stream, evaluation, speed=session.recipe.speed)
+    others = {"pruned": pruned_stream} | {
+        method: DecoderStream(apply(stream.model, source.architecture, removed), source.architecture)
+        for method, removed in rivals.items()
+    }
+    measurements = compare(stream, others, evaluation, speed=session.recipe.speed)
     result = Result(plan, scores, tuple(measurements), pruned, session.tokenizer)
     if folder is None:
         return result

@@ -26,6 +26,7 @@ class Recipe(Record):
         protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
         calibration: SOURCE of the text that decides.
         evaluation: SOURCE of the text that measures; never the same documents.
+        compare: methods whose choice at equal parameters is measured beside the pruned model, and not written.
         memory_budget: what a search may keep of streams and dense probabilities, `2GiB` or `800MiB`.
     """
 
@@ -49,6 +50,7 @@ class Recipe(Record):
     evaluation: str = "stdlib"
     evaluation_samples: int = Field(16, ge=1)
     evaluation_length: int = Field(512, ge=2)
+    compare: tuple[str, ...] = ()
     recover: Literal["none"] = "none"
     batch_size: int = Field(4, ge=1)
     memory_budget: str = "2GiB"
@@ -142,5 +144,10 @@ class Recipe(Record):
         self.build_search()
         assert self.parsed_budget
         assert self.memory_bytes
+        for method in self.compare:
+            if SEARCHES.find(method).make().needs == "objective":
+                raise InputError(
+                    f"cannot compare with {method!r}, which needs a search; compare takes one-pass methods"
+                )
         check_source(parse_source(self.calibration), "calibration")
         check_source(parse_source(self.evaluation), "evaluation")

@@ -1,9 +1,10 @@
-"""Everything that is measured of a pruned model beside its dense one: size, cache, language and speed."""
+"""Everything that is measured of a pruned model beside its dense one and others: size, cache, language and speed."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedModel
@@ -32,17 +33,20 @@ def device_name(model: PreTrainedModel) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def compare(dense: DecoderStream, pruned: DecoderStream, evaluation: Samples, *, speed: bool) -> list[Measurement]:
-    """Measures both models on the same text in one run.
+def compare(
+    dense: DecoderStream, others: Mapping[str, DecoderStream], evaluation: Samples, *, speed: bool
+) -> list[Measurement]:
+    """Measures the models on the same text in one run.
 
     Args:
+        others: by name; the first is the one that is timed beside the dense model.
         speed: whether to time prompt reading and decoding too.
 
     Returns:
-        For both models parameters, blocks, KV bytes per token, perplexity, loss, and speeds; KL to dense and speed-ups
-        for the pruned one.
+        For every model parameters, blocks, KV bytes per token, perplexity and loss; KL to dense for the others; speeds
+        and speed-up for the timed ones.
     """
-    streams = {"dense": dense, "pruned": pruned}
+    streams = {"dense": dense, **others}
     measurements = []
     for name, stream in streams.items():
         parameters = sum(parameter.numel() for parameter in stream.model.parameters())
@@ -54,9 +58,9 @@ def compare(dense: DecoderStream, pruned: DecoderStream, evaluation: Samples, *,
         ):
             measurements.append(Measurement(name=measure, value=value, unit=unit, model=name))
     with progress("evaluating", len(evaluation.input_ids)) as advance:
-        measurements += compare_language(dense, pruned, evaluation, advance=advance)
+        measurements += compare_language(dense, others, evaluation, advance=advance)
     if speed:
-        models = {name: stream.model for name, stream in streams.items()}
+        models = {name: streams[name].model for name in list(streams)[:2]}
         with progress("timing", SPEED_ROUNDS + 1) as advance:
             measurements += compare_speed(models, evaluation.input_ids[:1], rounds=SPEED_ROUNDS, advance=advance)
     stamp = {

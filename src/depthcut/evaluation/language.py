@@ -1,14 +1,14 @@
-"""Perplexity of both models and KL of the pruned model to the dense one, on the same tokens in one pass each."""
+"""Perplexity of the dense model and of others, and their KL to the dense one, on the same tokens in one pass each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from depthcut.calibration import Samples
-from depthcut.model.stream import DecoderStream
+from depthcut.model.stream import Batch, DecoderStream
 from depthcut.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.types import Measurement
 
@@ -16,92 +16,98 @@ from depthcut.types import Measurement
 @torch.no_grad()
 def compare_language(
     dense: DecoderStream,
-    pruned: DecoderStream,
+    others: Mapping[str, DecoderStream],
     samples: Samples,
     batch_size: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Corpus perplexity of both models, and KL to dense.
+    """Corpus perplexity of every model, and KL to dense of the others.
 
     perplexity = exp(total negative log-likelihood / total predicted tokens), over every token but each sequence's
     first. KL(P_dense || P_pruned) is in nats per token, over every position. Pads are left out. Standard errors are
     over sequences. Logits are computed in pieces, so the vocabulary times the length never stands in memory. Costs one
-    forward pass of each model.
+    forward pass of each model, and one more vocabulary projection of the dense one for each further model.
+
+    Args:
+        others: pruned models by name.
     """
-    nll: dict[str, list[torch.Tensor]] = {"dense": [], "pruned": []}
-    kl: list[torch.Tensor] = []
+    sums: dict[str, list[torch.Tensor]] = {name: [] for name in others}
     predicted: list[torch.Tensor] = []
     present: list[torch.Tensor] = []
     for begin in range(0, len(samples.input_ids), batch_size):
         ids = samples.input_ids[begin : begin + batch_size]
         mask = samples.attention_mask[begin : begin + batch_size]
-        batches = {name: stream.prepare(ids, mask) for name, stream in (("dense", dense), ("pruned", pruned))}
-        finals = {"dense": dense.run(batches["dense"]), "pruned": pruned.run(batches["pruned"])}
-        tokens = batches["dense"].token_mask
-        # A position predicts the next token where both are there.
-        predicts = torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
-        targets = torch.nn.functional.pad(batches["dense"].input_ids[:, 1:], (0, 1))
-        sums = torch.zeros(3, len(ids), dtype=torch.float64)
-        pieces = zip(
-            dense.logits(batches["dense"], finals["dense"]),
-            pruned.logits(batches["pruned"], finals["pruned"]),
-            strict=True,
-        )
-        for (positions, dense_piece), (_, pruned_piece) in pieces:
-            for row in range(len(ids)):
-                sums[:, row] += _sums(
-                    dense_piece[row],
-                    pruned_piece[row],
-                    targets[row, positions],
-                    predicts[row, positions],
-                    tokens[row, positions],
-                )
-        nll["dense"].append(sums[0])
-        nll["pruned"].append(sums[1])
-        kl.append(sums[2])
-        predicted.append(predicts.sum(dim=-1).cpu())
-        present.append(tokens.sum(dim=-1).cpu())
+        batch = dense.prepare(ids, mask)
+        final = dense.run(batch)
+        for name, other in others.items():
+            sums[name].append(_sums_of_batch((dense, batch, final), other, other.prepare(ids, mask)))
+        predicted.append(_predicts(batch).sum(dim=-1).cpu())
+        present.append(batch.token_mask.sum(dim=-1).cpu())
         advance(len(ids))
 
+    num_predicted, num_present = torch.cat(predicted), torch.cat(present)
+    totals = {name: torch.cat(parts, dim=1) for name, parts in sums.items()}
+    dense_nll = next(iter(totals.values()))[0]
     data = f"{samples.description.source} ({samples.description.detail})"
-    num_sequences = len(samples.input_ids)
     measurements = []
-    for name, sequences in nll.items():
-        mean, error = _mean_per_token(torch.cat(sequences), torch.cat(predicted))
+    for name, nll in [("dense", dense_nll), *((name, total[1]) for name, total in totals.items())]:
+        mean, error = _mean_per_token(nll, num_predicted)
         perplexity = math.exp(mean)
-        for measure, unit, value, stderr in (
-            ("perplexity", "perplexity", perplexity, None if error is None else perplexity * error),
-            ("loss", "nats per token", mean, error),
-        ):
-            measurements.append(
-                Measurement(
-                    name=measure, value=value, unit=unit, model=name, data=data, stderr=stderr, samples=num_sequences
-                )
-            )
-    mean, error = _mean_per_token(torch.cat(kl), torch.cat(present))
-    measurements.append(
-        Measurement(
-            name="kl_to_dense",
-            value=mean,
-            unit="nats per token",
-            model="pruned",
-            data=data,
-            stderr=error,
-            samples=num_sequences,
-        )
-    )
+        measurements += [
+            _measurement(
+                "perplexity",
+                perplexity,
+                None if error is None else perplexity * error,
+                "perplexity",
+                name,
+                data,
+                len(nll),
+            ),
+            _measurement("loss", mean, error, "nats per token", name, data, len(nll)),
+        ]
+    for name, total in totals.items():
+        mean, error = _mean_per_token(total[2], num_present)
+        measurements.append(_measurement("kl_to_dense", mean, error, "nats per token", name, data, len(total[2])))
     return measurements
 
 
-def _sums(
-    dense: torch.Tensor, pruned: torch.Tensor, targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
+def _measurement(
+    name: str, value: float, stderr: float | None, unit: str, model: str, data: str, samples: int
+) -> Measurement:
+    return Measurement(name=name, value=value, stderr=stderr, unit=unit, model=model, data=data, samples=samples)
+
+
+def _predicts(batch: Batch) -> torch.Tensor:
+    """(sequences, length) bool: positions that are there and whose next token is."""
+    tokens = batch.token_mask
+    return torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
+
+
+def _sums_of_batch(
+    dense: tuple[DecoderStream, Batch, torch.Tensor], other: DecoderStream, batch: Batch
 ) -> torch.Tensor:
-    """Dense NLL, pruned NLL and KL, summed over one sequence's positions in float64."""
+    """Dense NLL, the other model's NLL and KL, summed over each sequence: (3, sequences), float64."""
+    dense_stream, dense_batch, dense_final = dense
+    predicts, tokens = _predicts(batch), batch.token_mask
+    targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
+    sums = torch.zeros(3, len(targets), dtype=torch.float64)
+    pieces = zip(dense_stream.logits(dense_batch, dense_final), other.logits(batch, other.run(batch)), strict=True)
+    for (positions, dense_piece), (_, other_piece) in pieces:
+        for row in range(len(targets)):
+            at = (row, positions)
+            sums[:, row] += _sums(dense_piece[row], other_piece[row], targets[at], predicts[at], tokens[at])
+    return sums
+
+
+def _sums(
+    dense: torch.Tensor, other: torch.Tensor, targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
+) -> torch.Tensor:
+    """Dense NLL, the other model's NLL and KL, summed over one sequence's positions in float64."""
     sums = torch.zeros(3, dtype=torch.float64)
     loss, kl = Loss(), KL()
     for begin in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(begin, begin + POSITIONS_AT_ONCE)
-        p, q = dense[part].float(), pruned[part].float()
+        p, q = dense[part].float(), other[part].float()
         follows = targets[part]
         sums[0] += loss.at_positions((), p, follows)[predicts[part]].double().sum().cpu()
         sums[1] += loss.at_positions((), q, follows)[predicts[part]].double().sum().cpu()

@@ -1,7 +1,7 @@
 """Checkpoints whose blocks lack sublayers: how they are marked, and how they load.
 
-Such a model is of its own type (`depthcut_llama`), so that nothing that does not know what is missing can load it as
-if nothing were. The configuration's `removed_sublayers` says which sublayers of which kept block are gone. It loads through
+Such a model is of its own type (`depthcut_llama`), so that nothing that ignores what is missing can load it as whole.
+The configuration's `removed_sublayers` says which sublayers of which kept block are gone. It loads through
 depthcut, which registers the types, and through the short `modeling_depthcut.py` that is generated beside the weights,
 for those who trust it (`trust_remote_code=True`). Both build the stock model and take the same branches out.
 """

@@ -1,0 +1,235 @@
+"""Shapley importance: how much the objective rises, on average over what else is gone, when a player goes too.
+
+A player is a unit, or the units of a block; the game's value is the objective of the set of units that is gone
+(smaller = better), so larger importance = more damage. Three estimators, on any callable that gives that value:
+
+- `leave_one_out`: the rise when the player alone goes. Deeper Look's released code (arXiv 2407.16286) computes this.
+- `random_subsets`: mean value of random sub-networks without the player less the mean of those with it; the option of
+  that code. Both means are over the same few sub-networks, so this is no unbiased estimate of the Shapley value.
+- `permutation`: Shapley's definition, sampled. Players go one after the other in a random order and then in the reverse
+  order (an antithetic pair: who went early goes late); a player's rises are averaged over orders. Unbiased, with a
+  standard error over pairs.
+
+Value calls come in an order in which keeping streams pays (`value_of`). In an order of removals every position changes
+once, so the tails that have to be run sum to half a pass a set whatever the order is, less what is gone already.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from depthcut.importance.ablation import Ablation, Removed
+from depthcut.types import InputError, Removal, Scores
+
+Value = Callable[[Removed], float]
+"""The objective when a set of units is gone; smaller = better."""
+
+MIN_PAIRS = 2
+"""Fewest antithetic pairs that have a standard error."""
+TRUSTED_PAIRS = 5
+"""Fewest pairs whose standard errors may end the sampling: of less they are too often small by chance."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What an estimator found, in the order of the players.
+
+    Attributes:
+        standard_errors: None where the estimator has none.
+        forwards: passes over the calibration text that it took; a set that came up again counts once.
+    """
+
+    players: tuple[Removal, ...]
+    values: tuple[float, ...]
+    standard_errors: tuple[float, ...] | None
+    forwards: float
+
+    def scores(self, metric: str, unit: Literal["block", "sublayer"], measure: str) -> Scores:
+        """The same as a record, by block (`17`) or by unit (`17.attn`).
+
+        Args:
+            measure: of the objective.
+        """
+        names = [str(player[0].layer if unit == "block" else player[0]) for player in self.players]
+        errors = self.standard_errors
+        return Scores(
+            metric=metric,
+            unit=unit,
+            measure=f"{measure}; {self.forwards:g} forward passes",
+            values=dict(zip(names, self.values, strict=True)),
+            standard_errors=None if errors is None else dict(zip(names, errors, strict=True)),
+        )
+
+
+def value_of(ablation: Ablation) -> Value:
+    """The objective on the whole calibration text. Each set becomes the base, so that the next is run from where it
+    differs."""
+
+    def value(removed: Removed) -> float:
+        ablation.rebase(removed)
+        return ablation(removed)
+
+    return value
+
+
+def values_of_batches(ablation: Ablation) -> list[Value]:
+    """The objective on each batch of sequences alone, the mean over the sequences of the batch."""
+
+    def of_batch(index: int) -> Value:
+        def value(removed: Removed) -> float:
+            ablation.rebase(removed)
+            return float(ablation.per_sequence([removed], [index]).mean())
+
+        return value
+
+    return [of_batch(index) for index in range(ablation.num_batches)]
+
+
+def leave_one_out(players: Sequence[Removal], value: Value, max_forwards: int | None = None) -> Importance:
+    """v({player}) - v({}). Costs one pass a player and one more.
+
+    Raises:
+        InputError: that is more than `max_forwards`.
+    """
+    needed = len(players) + 1
+    if max_forwards is not None and max_forwards < needed:
+        raise InputError(
+            f"leaving each of {len(players)} units out once takes {needed} forward passes, more than the "
+            f"{max_forwards} that max-forwards allows; allow {needed}"
+        )
+    nothing = value(frozenset())
+    values = tuple(value(frozenset(player)) - nothing for player in players)
+    return Importance(tuple(players), values, None, needed)
+
+
+def random_subsets(
+    players: Sequence[Removal],
+    values: Sequence[Value],
+    *,
+    num_subsets: int = 10,
+    keep_fraction: float = 0.5,
+    seed: int = 0,
+) -> Importance:
+    """mean(v | player absent) - mean(v | player present) over random sub-networks of one size (Deeper Look's code).
+
+    Args:
+        values: of each part of the text: every part has sub-networks of its own, as every sample has there. All of them
+            are pooled, each part counting the same.
+        num_subsets: sub-networks a part; as many passes over the text.
+        keep_fraction: share of the players that a sub-network keeps; their code 0.5, and 0.9 for MMLU.
+
+    Returns:
+        The importance, with the standard error of a difference of two means. Sub-networks are taken as independent,
+        and differences between the parts of the text count as noise.
+
+    Raises:
+        InputError: so few sub-networks that some player is always or never (or all but once) among the kept.
+    """
+    num_absent = len(players) - math.floor(keep_fraction * len(players) + 0.5)
+    num_absent = min(max(num_absent, 1), len(players) - 1)
+    generator = random.Random(seed)
+    absent_rows: list[list[bool]] = []
+    found: list[float] = []
+    for value in values:
+        subsets = [sorted(generator.sample(range(len(players)), num_absent)) for _ in range(num_subsets)]
+        # Neighbours in this order agree on the longest start of the model.
+        for subset in sorted(subsets):
+            found.append(value(frozenset(unit for place in subset for unit in players[place])))
+            absent_rows.append([place in subset for place in range(len(players))])
+    is_absent = torch.tensor(absent_rows)
+    all_values = torch.tensor(found, dtype=torch.float64)
+    importance, errors = [], []
+    for column in is_absent.T:
+        absent, present = all_values[column], all_values[~column]
+        if min(len(absent), len(present)) < 2:
+            raise InputError(
+                f"{len(found)} random sub-networks are too few: some unit is in all or none of them; ask for more "
+                "forward passes (max-forwards), or more calibration samples"
+            )
+        importance.append(float(absent.mean() - present.mean()))
+        errors.append(math.sqrt(float(absent.var() / len(absent) + present.var() / len(present))))
+    return Importance(tuple(players), tuple(importance), tuple(errors), num_subsets)
+
+
+def permutation(
+    players: Sequence[Removal],
+    value: Value,
+    *,
+    max_forwards: int = 500,
+    target_share: float = 0.05,
+    max_pairs: int = 1000,
+    seed: int = 0,
+) -> Importance:
+    """Shapley values by antithetic permutation sampling, until the budget or the target is reached.
+
+    Sampling ends before the first pair that would need more than `max_forwards` sets in all; when every standard error
+    is at most `target_share` of the mean absolute importance; or after `max_pairs`. Nothing else decides, so a run that
+    finds sets already evaluated ends as the one that evaluated them.
+
+    Args:
+        max_forwards: different sets, each one pass over the calibration text; a pair takes at most 2 (players - 1)
+            beside the empty and the full set.
+
+    Returns:
+        The importance; the values sum to v(all gone) - v(none gone) up to rounding.
+
+    Raises:
+        InputError: the budget is not enough for two pairs, which a standard error takes.
+    """
+    known: dict[Removed, float] = {}
+    generator = random.Random(seed)
+    pairs: list[list[float]] = []
+    importance = errors = torch.zeros(0)
+    while len(pairs) < max_pairs:
+        order = generator.sample(range(len(players)), len(players))
+        walks = [_walk(players, order), _walk(players, order[::-1])]
+        new = {removed for walk in walks for removed in walk} - known.keys()
+        if len(known) + len(new) > max_forwards:
+            break
+        for removed in (removed for walk in walks for removed in walk):
+            if removed not in known:
+                known[removed] = value(removed)
+        rises = [_rises(order, [known[removed] for removed in walks[0]])]
+        rises.append(_rises(order[::-1], [known[removed] for removed in walks[1]]))
+        pairs.append([(first + second) / 2 for first, second in zip(*rises, strict=True)])
+        importance, errors = _mean_and_error(pairs)
+        settled = bool(errors.max() <= target_share * importance.abs().mean())
+        if len(pairs) >= TRUSTED_PAIRS and settled:
+            break
+    if len(pairs) < MIN_PAIRS:
+        needed = 2 * MIN_PAIRS * (len(players) - 1) + 2
+        raise InputError(
+            f"{max_forwards} forward passes are too few for Shapley values of {len(players)} units with standard "
+            f"errors; allow at least {needed} with max-forwards"
+        )
+    return Importance(tuple(players), tuple(importance.tolist()), tuple(errors.tolist()), len(known))
+
+
+def _walk(players: Sequence[Removal], order: Sequence[int]) -> list[Removed]:
+    """The sets that are gone as players go in order: the empty one first, all of them last."""
+    sets: list[Removed] = [frozenset()]
+    for place in order:
+        sets.append(sets[-1].union(players[place]))
+    return sets
+
+
+def _rises(order: Sequence[int], values: Sequence[float]) -> list[float]:
+    """What each player adds as it goes, by player; their sum is the last value less the first."""
+    rises = [0.0] * len(order)
+    for step, place in enumerate(order):
+        rises[place] = values[step + 1] - values[step]
+    return rises
+
+
+def _mean_and_error(pairs: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """By player, over pairs; the error is infinite while there is one pair."""
+    table = torch.tensor(pairs, dtype=torch.float64)
+    if len(table) < MIN_PAIRS:
+        return table[0], torch.full_like(table[0], math.inf)
+    return table.mean(dim=0), table.std(dim=0) / math.sqrt(len(table))

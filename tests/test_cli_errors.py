@@ -1,10 +1,10 @@
 """A bad input must end with one sentence and exit code 2, before weights load where possible, and leave nothing."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,7 +332,7 @@ class TestOutput:
         monkeypatch.setattr("os.access", lambda *_, **__: False)
         assert f"cannot be written: no permission in {tmp_path}" in prune_error()
 
-    @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that takes no files from anyone")
+    @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that takes no files from anyone")
     def test_cannot_be_written_by_anyone(self, prune_error):
         assert "the output /proc/depthcut/out cannot be written" in prune_error(output="/proc/depthcut/out")
 

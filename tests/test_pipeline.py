@@ -214,8 +214,8 @@ def test_the_command_line_and_python_do_the_same(pruned, models, command, tmp_pa
     )
 
 
-def test_a_single_process_is_as_good_as_a_fresh_one(models, tmp_path, monkeypatch):
-    monkeypatch.undo()  # the reload really is in a fresh process here
+def test_a_fresh_process_finds_the_same_model(models, tmp_path, monkeypatch):
+    monkeypatch.undo()  # what the other tests reload in this process is here reloaded as for a user
     result = depthcut.prune(str(models["gemma3_text"]), output=tmp_path / "out", **OPTIONS)
     assert result.output == tmp_path / "out"
 
@@ -306,7 +306,7 @@ def test_applying_a_plan_gives_the_model_that_pruning_gave(pruned, models, comma
     command("apply", *given)
     model = reloaded(tmp_path / "out")
     assert torch.equal(logits(model), logits(first.model))
-    assert model.config.to_dict() == reloaded(first.output).config.to_dict()
+    assert read(tmp_path / "out", "config.json") == read(first.output, "config.json")
     assert read(tmp_path / "out") == read(first.output)
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == WRITTEN - {"scores.json", "recipe.yaml"}
@@ -525,7 +525,7 @@ def test_artefacts_are_valid_and_follow_the_printed_schema(pruned, command, name
     schema = json.loads(command("schema", name))
     content = yaml.safe_load(path.read_text())
     assert list(violations(content, schema, schema)) == []
-    damaged = content[:-1] + [content[-1] | {"x": 1}] if isinstance(content, list) else content | {"x": 1}
+    damaged = [*content[:-1], content[-1] | {"x": 1}] if isinstance(content, list) else content | {"x": 1}
     assert list(violations(damaged, schema, schema)) == ["x is not allowed"]
 
 

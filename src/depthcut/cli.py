@@ -15,6 +15,7 @@ from depthcut.export import VerificationError
 from depthcut.types import InputError, Measurement, Plan, ScoreTable
 
 if TYPE_CHECKING:
+    from depthcut.pipeline import Preview
     from depthcut.recipe import Recipe
 
 INTERRUPTED = 130
@@ -39,6 +40,9 @@ Method = Annotated[str, typer.Option(help="How units are chosen (see depthcut ls
 Metric = Annotated[str | None, typer.Option(help="Static metric or objective, for --method one-shot.")]
 ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
 SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
+MaxForwards = Annotated[
+    int | None, typer.Option(help="Forward passes over the calibration text that --method shapley may take.")
+]
 Swap = Annotated[bool | None, typer.Option("--swap/--no-swap", help="Refine the found set by exchanges.")]
 UnitOption = Annotated[
     str | None, typer.Option("--unit", help="block, pair, attn, ffn or sublayer; by default the method's own.")
@@ -69,6 +73,7 @@ def prune(
     objective: ObjectiveOption = None,
     search: SearchOption = None,
     swap: Swap = None,
+    max_forwards: MaxForwards = None,
     unit: UnitOption = None,
     remove: Remove = None,
     budget: BudgetOption = None,
@@ -105,6 +110,7 @@ def prune(
         objective=objective,
         search=search,
         swap=swap,
+        max_forwards=max_forwards,
         unit=unit,
         remove=remove,
         budget=budget,
@@ -358,7 +364,7 @@ def _run(recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run
         from depthcut.workspace import check_output
 
         check_output(output, overwrite=overwrite, resume=resume)
-        _print_plan(pipeline.preview(recipe), recipe)
+        _print_preview(pipeline.preview(recipe), recipe)
         return
     result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=_command_line())
     _print_result(result, output)
@@ -368,19 +374,26 @@ def _command_line() -> str:
     return shlex.join(["depthcut", *sys.argv[1:]])
 
 
-def _print_plan(plan: Plan, recipe: Recipe) -> None:
-    dense = {size.parameters for size in plan.unit_sizes.values()}
-    removed = [plan.unit_sizes[str(unit)] for unit in plan.removed]
-    total_kv = sum(size.kv_bytes_per_token for size in plan.unit_sizes.values())
-    in_units = sum(size.parameters for size in plan.unit_sizes.values())
-    assert dense
-    print(f"model       {plan.model.source}: {plan.model.model_type}, {plan.model.num_blocks} blocks")
-    print(f"removes     {' '.join(_short(plan)) or 'nothing'}")
-    print(f"parameters  {sum(s.parameters for s in removed):,} of {in_units:,} in the blocks")
-    print(f"KV cache    {sum(s.kv_bytes_per_token for s in removed):,} of {total_kv:,} bytes a token")
-    passes = 0 if recipe.build_search().needs == "configuration" else recipe.calibration_samples
-    print(f"plan        {passes} forward passes of {recipe.calibration_length} tokens")
-    print(f"measuring   {2 * recipe.evaluation_samples} forward passes of {recipe.evaluation_length} tokens")
+def _print_preview(found: Preview, recipe: Recipe) -> None:
+    model, problem, plan = found.source.provenance, found.problem, found.plan
+    print(f"model       {model.source}: {model.model_type}, {model.num_blocks} blocks, {model.dtype}")
+    sizes = problem.sizes
+    if plan is None:
+        print(f"removes     what a search finds: {problem.budget} by {problem.unit} units, method {recipe.method}")
+        print(f"parameters  {sizes.parameters:,} before")
+        print(f"KV cache    {sizes.kv_bytes_per_token:,} bytes a token before")
+    else:
+        print(f"removes     {' '.join(_short(plan)) or 'nothing'}")
+        print(f"parameters  {sizes.parameters:,} -> {sizes.parameters_without(plan.removed):,}")
+        kv_bytes = sizes.kv_bytes_without(plan.removed)
+        print(f"KV cache    {sizes.kv_bytes_per_token:,} -> {kv_bytes:,} bytes a token")
+    passes = found.unit_evaluations / (len(problem.units) * recipe.calibration_samples)
+    print(
+        f"finding it  about {passes:.1f} forward passes over {recipe.calibration_samples} x {recipe.calibration_length} "
+        f"tokens ({found.unit_evaluations:,} unit evaluations)"
+    )
+    passes = 2 + len(recipe.compare)
+    print(f"measuring   {passes} forward passes over {recipe.evaluation_samples} x {recipe.evaluation_length} tokens")
     print("nothing was written (dry run)")
 
 

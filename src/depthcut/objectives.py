@@ -4,7 +4,7 @@ The one place where this is computed; importance, search, recovery and evaluatio
 number a position, smaller = better, and says how positions make one number a sequence. Float32 throughout.
 
 Sources: `js`, `logit-angular` and `logit-l2` FinerCut (arXiv 2405.18218, section 3.2), `kl` EvoPress (arXiv
-2410.14649), `loss` SLEB (arXiv 2402.09025) and ShortGPT, `logit-l2-token` Deeper Look (arXiv 2407.16286).
+2410.14649), `loss` SLEB (arXiv 2402.09025) and ShortGPT, `logit-l2-token` and `task` Deeper Look (arXiv 2407.16286).
 """
 
 from __future__ import annotations
@@ -159,6 +159,29 @@ class Loss(_Mean):
         return torch.nn.functional.cross_entropy(pruned, targets, reduction="none")
 
 
+@dataclass(frozen=True)
+class MultipleChoice(Loss):
+    """How much the right answer is behind the best wrong one: NLL(right) - least NLL(wrong).
+
+    The NLL of an answer is the mean over its tokens. Deeper Look's task-adaptive metrics (arXiv 2407.16286).
+
+    Attributes:
+        error: 1 where the right answer is not ahead, else 0, in place of the difference.
+    """
+
+    error: bool = False
+
+    def of_item(self, nll: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """One question's number, negative where the right answer is ahead.
+
+        Args:
+            nll: (options,) float64.
+            right: (options,) bool, true once.
+        """
+        behind = nll[right].squeeze() - nll[~right].min()
+        return (behind >= 0).double() if self.error else behind
+
+
 OBJECTIVES: dict[str, Objective] = {
     "js": JS(),
     "js-finercut-code": JS(swapped=True),
@@ -169,12 +192,19 @@ OBJECTIVES: dict[str, Objective] = {
     "loss": Loss(),
 }
 
+TASK_OBJECTIVES: dict[str, Objective] = {
+    "task": MultipleChoice(),
+    "task-error": MultipleChoice(error=True, measure="share of wrong answers"),
+}
+"""Objectives on multiple-choice questions; those above are on any text."""
+
 NEXT_TOKEN_OBJECTIVES = frozenset({"loss", "logit-l2-token"})
 """Objectives that leave out each sequence's last position, which predicts nothing."""
 
 
 def find_objective(name: str) -> Objective:
     """The objective of that name. Raises InputError naming the nearest where there is none."""
-    if name not in OBJECTIVES:
-        raise InputError(unknown_name("objective", name, list(OBJECTIVES)))
-    return OBJECTIVES[name]
+    known = OBJECTIVES | TASK_OBJECTIVES
+    if name not in known:
+        raise InputError(unknown_name("objective", name, list(known)))
+    return known[name]

@@ -79,14 +79,39 @@ def prune(
     return replace(result, output=output)
 
 
-def preview(recipe: Recipe) -> Plan:
-    """The plan alone, nothing written. Weights load only where the method has to see activations."""
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        plan: None where only a search could tell.
+        unit_evaluations: about how many single attentions and FFNs scoring and search run on one sequence.
+    """
+
+    source: ModelSource
+    problem: Problem
+    plan: Plan | None
+    unit_evaluations: int
+
+
+def preview(recipe: Recipe) -> Preview:
+    """The plan where one pass at most finds it, and what the run costs; nothing is written and nothing is searched.
+
+    Weights load only for the static scores.
+    """
     recipe.check()
     source = find_model(recipe)
     problem = pose_problem(recipe, source)
-    if recipe.build_search().needs == "configuration":
-        return _plan(recipe, source, problem, None, Cost())
-    return _find_plan(Session.prepare(recipe, source, evaluate=False).load(), problem, None)[1]
+    search = recipe.build_search()
+    num_sequences = recipe.calibration_samples
+    scoring = num_sequences * len(problem.units)
+    if search.needs == "configuration":
+        return Preview(source, problem, _plan(recipe, source, problem, None, Cost()), 0)
+    if search.needs == "objective":
+        Session.prepare(recipe, source)
+        return Preview(source, problem, None, scoring + search.estimate(problem, num_sequences))
+    plan = _find_plan(Session.prepare(recipe, source).load(), problem, None)[1]
+    return Preview(source, problem, plan, scoring)
 
 
 def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:

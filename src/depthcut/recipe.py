@@ -20,7 +20,8 @@ class Recipe(Record):
 
     Attributes:
         remove: share (`25%`) or count of units to remove; either this or `budget`.
-        method: how units are chosen; the rest of its hyper-parameters are `metric`, `objective`, `search` and `swap`.
+        method: how units are chosen; the rest of its hyper-parameters are `metric`, `objective`, `search`, `swap` and
+            `max_forwards`.
         unit: what one step removes; the method's own unit where left out.
         budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`.
         protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
@@ -40,6 +41,7 @@ class Recipe(Record):
     objective: str | None = None
     search: Literal["lazy", "exhaustive"] | None = None
     swap: bool | None = None
+    max_forwards: int | None = Field(None, ge=1)
     unit: UnitChoice | None = None
     remove: str | None = None
     budget: str | None = None
@@ -111,15 +113,21 @@ class Recipe(Record):
             InputError: the method is unknown, or does not take a given hyper-parameter.
         """
         search = SEARCHES.find(self.method).make()
-        options = {"metric": self.metric, "objective": self.objective, "strategy": self.search, "swap": self.swap}
+        options = {
+            "metric": self.metric,
+            "objective": self.objective,
+            "strategy": self.search,
+            "swap": self.swap,
+            "max_forwards": self.max_forwards,
+        }
         given = {name: value for name, value in options.items() if value is not None}
         known = {field.name for field in dataclasses.fields(search)}  # type: ignore[arg-type]
         for name in given:
             if name not in known:
-                option = "search" if name == "strategy" else name
+                option = "search" if name == "strategy" else name.replace("_", "-")
                 raise InputError(
                     f"method {self.method!r} takes no {option}; leave --{option} out, or choose another method "
-                    "(greedy: objective, search, swap; one-shot: metric)"
+                    "(greedy: objective, search, swap; one-shot: metric; shapley: objective, max-forwards)"
                 )
         return dataclasses.replace(search, **given)  # type: ignore[type-var]
 

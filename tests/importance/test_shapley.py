@@ -23,7 +23,14 @@ NO_OP = Unit(1, "ffn")
 
 @pytest.fixture(scope="module")
 def stream():
-    """Three blocks, six units, one of which adds nothing."""
+    """Three blocks, six units."""
+    model = tiny.model(num_hidden_layers=3)
+    return DecoderStream(model, find_architecture(model.config))
+
+
+@pytest.fixture(scope="module")
+def stream_with_no_op():
+    """The same, but one unit adds nothing."""
     model = tiny.model(num_hidden_layers=3)
     with torch.no_grad():
         model.model.layers[NO_OP.layer].mlp.down_proj.weight.zero_()
@@ -91,8 +98,8 @@ def test_every_order_shares_out_exactly_what_is_lost_in_all(players, table):
     assert math.fsum(found.values) == pytest.approx(whole, abs=1e-12)
 
 
-def test_a_unit_that_adds_nothing_has_no_importance_and_no_error(stream, players):
-    value = value_of(Ablation(stream, tiny.samples(2), "kl"))
+def test_a_unit_that_adds_nothing_has_no_importance_and_no_error(stream_with_no_op, players):
+    value = value_of(Ablation(stream_with_no_op, tiny.samples(2), "kl"))
     found = permutation(players, value, max_forwards=50).scores("shapley", "sublayer", "nats per token")
     assert found.values[str(NO_OP)] == found.standard_errors[str(NO_OP)] == 0
     assert min(error for name, error in found.standard_errors.items() if name != str(NO_OP)) > 0

@@ -20,6 +20,24 @@ LINE_CHARACTERS = 40
 
 
 @dataclass(frozen=True, eq=False)
+class Choices:
+    """What sequences are of multiple-choice questions: one sequence an answer, those of a question together.
+
+    Attributes:
+        scored: bool, num_samples x length; where the token that follows belongs to the answer.
+        question: int64, (num_samples,), rising; which question a sequence is of.
+        right: bool, (num_samples,); true once a question.
+    """
+
+    scored: Tensor
+    question: Tensor
+    right: Tensor
+
+    def __getitem__(self, rows: slice) -> Choices:
+        return Choices(self.scored[rows], self.question[rows], self.right[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Sequences of token ids.
 
@@ -27,12 +45,14 @@ class Samples:
         input_ids: int64, num_samples x length.
         attention_mask: int64, same shape; 1 = token, 0 = pad.
         document_digests: `text_digests` of every document that gave tokens.
+        choices: None where the sequences are no answers to questions.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     description: TextDescription
     document_digests: frozenset[str]
+    choices: Choices | None = None
 
     @classmethod
     def packed(cls, input_ids: Tensor, *, source: str, detail: str, seed: int, digests: frozenset[str]) -> Samples:
@@ -47,6 +67,25 @@ class Samples:
             digest=token_digest(input_ids),
         )
         return cls(input_ids, torch.ones_like(input_ids), description, digests)
+
+    def excerpts(self, fraction: float) -> Samples:
+        """A share of the tokens in sequences of the same length: the starts of all sequences, joined in their order.
+
+        Samples with pads are cut to their first sequences instead, and questions stay whole.
+        """
+        num_samples, length = self.input_ids.shape
+        count = max(1, round(fraction * num_samples))
+        if self.choices is not None:
+            count = int((self.choices.question <= self.choices.question[count - 1]).sum())
+        ids, mask = self.input_ids[:count], self.attention_mask[:count]
+        if self.choices is None and bool(self.attention_mask.all()):
+            piece = -(-count * length // num_samples)
+            ids = self.input_ids[:, :piece].reshape(-1)[: count * length].view(count, length)
+            mask = torch.ones_like(ids)
+        update = {"detail": f"excerpts of: {self.description.detail}", "num_samples": count}
+        description = self.description.model_copy(update=update | {"digest": token_digest(ids)})
+        choices = None if self.choices is None else self.choices[:count]
+        return Samples(ids, mask, description, self.document_digests, choices)
 
 
 def token_digest(input_ids: Tensor) -> str:

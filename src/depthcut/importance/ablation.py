@@ -51,9 +51,6 @@ class Ablation:
         journal: where every result is kept; what it already holds is not computed again.
         batch_size: sequences run together.
         memory_budget: bytes for kept streams and dense probabilities; what does not fit is computed anew when needed.
-
-    Attributes:
-        candidate_evaluations: sets evaluated so far, in shares of the calibration text.
     """
 
     def __init__(
@@ -67,16 +64,20 @@ class Ablation:
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
     ) -> None:
         self.stream = stream
+        self.samples = samples
         self.name = objective
         self.objective: Objective = find_objective(objective)
-        self.candidate_evaluations = 0.0
+        self._evaluations = 0.0
+        self._excerpts: list[Ablation] = []
         self.base: Removed = frozenset()
         self._journal = journal or Journal(None, {})
+        self._batch_size, self._memory_budget = batch_size, memory_budget
         self._positions = {unit: position for position, unit in enumerate(stream.units)}
         self._per_block = len(stream.architecture.branches)
         self._memo: dict[tuple[Removed, int], list[float]] = {
             (frozenset(map(Unit.parse, line["removed"] + line["candidate"])), line["batch"]): line["values"]
             for line in self._journal.lines
+            if line["text"] == samples.description.digest
         }
         with torch.no_grad():
             self._batches = [
@@ -101,6 +102,29 @@ class Ablation:
         """(sequences,) share of all scored positions, float64."""
         counts = torch.cat([kept.scored.sum(dim=-1) for kept in self._batches]).double().cpu()
         return counts / counts.sum()
+
+    def on_excerpts(self, fraction: float) -> Ablation:
+        """The same on a share of the text, with a journal in common: the first tokens of every sequence, joined.
+
+        Short pieces of many sequences tell candidates apart better than a few whole ones. Text with pads is cut to its
+        first sequences instead.
+        """
+        excerpts = Ablation(
+            self.stream,
+            self.samples.excerpts(fraction),
+            self.name,
+            journal=self._journal,
+            batch_size=self._batch_size,
+            memory_budget=self._memory_budget // 4,
+        )
+        self._excerpts.append(excerpts)
+        return excerpts
+
+    @property
+    def candidate_evaluations(self) -> float:
+        """Sets evaluated so far, in shares of the calibration text; those on excerpts of it too."""
+        on_excerpts = (e.candidate_evaluations * len(e.samples.input_ids) for e in self._excerpts)
+        return self._evaluations + sum(on_excerpts) / len(self.samples.input_ids)
 
     def rebase(self, removed: Collection[Unit]) -> None:
         """Makes a set the one that streams are kept for; those before the first difference stay valid."""
@@ -137,7 +161,7 @@ class Ablation:
             # In the order of where they leave the base, so that each kept stream is walked through once.
             for removed in sorted(missing, key=self._start):
                 self._memo[removed, index] = self._run(removed, index)
-                self.candidate_evaluations += 1 / self.num_batches
+                self._evaluations += 1 / self.num_batches
             columns.append(torch.tensor([self._memo[removed, index] for removed in sets], dtype=torch.float64))
             advance(1)
         return torch.cat(columns, dim=1)
@@ -160,6 +184,7 @@ class Ablation:
         values = self._compare(kept, final)
         self._journal.add(
             {
+                "text": self.samples.description.digest,
                 "removed": sorted(map(str, removed & self.base)),
                 "candidate": sorted(map(str, removed - self.base)),
                 "batch": index,

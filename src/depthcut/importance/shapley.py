@@ -30,6 +30,8 @@ from depthcut.types import InputError, Removal, Scores
 Value = Callable[[Removed], float]
 """The objective when a set of units is gone; smaller = better."""
 
+DEFAULT_MAX_FORWARDS = 500
+"""Eight pairs of 30 blocks."""
 MIN_PAIRS = 2
 """Fewest antithetic pairs that have a standard error."""
 TRUSTED_PAIRS = 5
@@ -161,12 +163,15 @@ def permutation(
     players: Sequence[Removal],
     value: Value,
     *,
-    max_forwards: int = 500,
+    max_forwards: int = DEFAULT_MAX_FORWARDS,
     target_share: float = 0.05,
     max_pairs: int = 1000,
     seed: int = 0,
 ) -> Importance:
     """Shapley values by antithetic permutation sampling, until the budget or the target is reached.
+
+    No order is drawn twice, so that few players give exact values in the end; the standard errors take no credit for
+    that before all orders were seen, and are on the safe side where many were.
 
     Sampling ends before the first pair that would need more than `max_forwards` sets in all; when every standard error
     is at most `target_share` of the mean absolute importance; or after `max_pairs`. Nothing else decides, so a run that
@@ -184,25 +189,26 @@ def permutation(
     """
     known: dict[Removed, float] = {}
     generator = random.Random(seed)
-    pairs: list[list[float]] = []
+    num_pairs = max(1, math.factorial(len(players)) // 2)
+    pairs: dict[tuple[int, ...], list[float]] = {}
     importance = errors = torch.zeros(0)
-    while len(pairs) < max_pairs:
-        order = generator.sample(range(len(players)), len(players))
-        walks = [_walk(players, order), _walk(players, order[::-1])]
-        new = {removed for walk in walks for removed in walk} - known.keys()
-        if len(known) + len(new) > max_forwards:
+    while len(pairs) < min(num_pairs, max_pairs):
+        order = tuple(generator.sample(range(len(players)), len(players)))
+        if order in pairs or order[::-1] in pairs:
+            continue
+        sets = [*_walk(players, order), *_walk(players, order[::-1])]
+        if len(known.keys() | set(sets)) > max_forwards:
             break
-        for removed in (removed for walk in walks for removed in walk):
+        for removed in sets:
             if removed not in known:
                 known[removed] = value(removed)
-        rises = [_rises(order, [known[removed] for removed in walks[0]])]
-        rises.append(_rises(order[::-1], [known[removed] for removed in walks[1]]))
-        pairs.append([(first + second) / 2 for first, second in zip(*rises, strict=True)])
-        importance, errors = _mean_and_error(pairs)
+        rises = [_rises(o, [known[removed] for removed in _walk(players, o)]) for o in (order, order[::-1])]
+        pairs[order] = [(first + second) / 2 for first, second in zip(*rises, strict=True)]
+        importance, errors = _mean_and_error(list(pairs.values()), num_pairs)
         settled = bool(errors.max() <= target_share * importance.abs().mean())
         if len(pairs) >= TRUSTED_PAIRS and settled:
             break
-    if len(pairs) < MIN_PAIRS:
+    if len(pairs) < min(num_pairs, MIN_PAIRS):
         needed = 2 * MIN_PAIRS * (len(players) - 1) + 2
         raise InputError(
             f"{max_forwards} forward passes are too few for Shapley values of {len(players)} units with standard "
@@ -227,9 +233,11 @@ def _rises(order: Sequence[int], values: Sequence[float]) -> list[float]:
     return rises
 
 
-def _mean_and_error(pairs: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """By player, over pairs; the error is infinite while there is one pair."""
+def _mean_and_error(pairs: Sequence[Sequence[float]], num_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """By player, over pairs; the error is infinite while there is one of several pairs, and 0 once all were seen."""
     table = torch.tensor(pairs, dtype=torch.float64)
+    if len(table) == num_pairs:
+        return table.mean(dim=0), torch.zeros_like(table[0])
     if len(table) < MIN_PAIRS:
         return table[0], torch.full_like(table[0], math.inf)
     return table.mean(dim=0), table.std(dim=0) / math.sqrt(len(table))

@@ -10,7 +10,11 @@ Positions: stream p enters unit p of `architecture.units(...)`; the last positio
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import inspect
+import platform
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +74,7 @@ class DecoderStream:
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
+        _keep_freed_memory()
         self.model = model
         self.architecture = architecture
         self.blocks = architecture.block_list(model)
@@ -196,6 +201,16 @@ class DecoderStream:
         finally:
             for block in self.blocks:
                 block.__dict__.pop("forward", None)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Has glibc reuse the memory of large temporaries: giving it back at once costs a page fault for every page."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**30)
 
 
 def _first(output: Any) -> torch.Tensor:

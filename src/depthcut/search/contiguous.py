@@ -1,12 +1,15 @@
-"""Removes the window of blocks whose ends are the closest in angle (UIDL, arXiv 2403.17887, section 3.2)."""
+"""Removes a window of neighbouring blocks: the one whose ends are the closest in angle (UIDL, arXiv 2403.17887,
+section 3.2), or the one without which the output loses least."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from depthcut.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Step, UnitChoice
+from depthcut.types import InputError, Removal, Step, UnitChoice
 
 
 @dataclass(frozen=True)
@@ -20,32 +23,74 @@ class Contiguous:
     preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[str] = "angular distance between the window's ends"
 
-    def path(self, problem: Problem) -> list[Step]:
-        if problem.unit != "block":
-            raise InputError(f"uidl removes whole blocks, not {problem.unit} units; leave --unit out or give block")
-        assert problem.scores is not None
-        for num_removed in range(problem.num_blocks):
-            step = self._window(problem, num_removed)
-            if step is not None and problem.is_met(step.remove):
-                return [step] if num_removed else []
-        raise InputError(f"no window of unprotected blocks meets the budget ({problem.budget}); ask for less")
+    def estimate(self, problem: Problem, num_sequences: int) -> int:
+        return 0
 
-    def _window(self, problem: Problem, num_removed: int) -> Step | None:
-        """The best window of that many blocks, None where every one holds a protected block."""
-        if num_removed == 0:
-            return Step(remove=())
+    def path(self, problem: Problem) -> list[Step]:
         assert problem.scores is not None
-        best: Step | None = None
-        for start, row in enumerate(problem.scores.angular):
+        angular = problem.scores.angular
+        windows = _windows(problem, "uidl")
+        distances = [angular[window[0].layer][_num_blocks(window) - 1] if window else 0.0 for window in windows]
+        return _best(windows, distances)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of as many blocks as the budget asks for without which the objective is least: every start is tried.
+
+    One step, as for `Contiguous`.
+
+    Attributes:
+        objective: one of `OBJECTIVES`, compared with the dense model on the calibration text.
+    """
+
+    objective: str = "kl"
+    needs: ClassVar[Literal["objective"]] = "objective"
+    preferred_unit: ClassVar[UnitChoice] = "block"
+
+    def __post_init__(self) -> None:
+        find_objective(self.objective)
+
+    def estimate(self, problem: Problem, num_sequences: int) -> int:
+        windows = _windows(problem, "window")
+        units, size = len(problem.units), max(map(len, windows))
+        # Of what is not removed, on average the half after the window has to be run.
+        return num_sequences * (units + len(windows) * (units - size) // 2)
+
+    def path(self, problem: Problem) -> list[Step]:
+        assert problem.ablation is not None
+        windows = _windows(problem, "window")
+        problem.ablation.rebase([])
+        return _best(windows, problem.ablation.evaluate([frozenset(window) for window in windows]))
+
+
+def _windows(problem: Problem, method: str) -> list[Removal]:
+    """Every window of unprotected blocks of the least length at which one meets the budget, and that does so."""
+    if problem.unit != "block":
+        raise InputError(f"{method} removes whole blocks, not {problem.unit} units; leave --unit out or give block")
+    for num_removed in range(problem.num_blocks):
+        found: list[Removal] = []
+        for start in range(problem.num_blocks - num_removed + 1 if num_removed else 1):
             layers = range(start, start + num_removed)
             units = tuple(unit for unit in problem.units if unit.layer in layers)
-            if num_removed > len(row) or problem.protected.intersection(units):
-                continue
-            if best is None or best.objective is None or row[num_removed - 1] < best.objective:
-                best = Step(remove=units, objective=row[num_removed - 1])
-        return best
+            if not problem.protected.intersection(units) and problem.is_met(units):
+                found.append(units)
+        if found:
+            return found
+    raise InputError(f"no window of unprotected blocks meets the budget ({problem.budget}); ask for less")
+
+
+def _num_blocks(window: Removal) -> int:
+    return len({unit.layer for unit in window})
+
+
+def _best(windows: Sequence[Removal], values: Sequence[float]) -> list[Step]:
+    """The window of the least value as one step, the first of equals; no step where nothing has to go."""
+    value, place = min((value, place) for place, value in enumerate(values))
+    return [Step(remove=windows[place], objective=value)] if windows[place] else []
 
 
 SEARCHES.register(
     "uidl", Contiguous, summary="the contiguous blocks with the least angular distance", source="UIDL, arXiv 2403.17887"
 )
+SEARCHES.register("window", Window, summary="the contiguous blocks without which the output loses least", source="ours")

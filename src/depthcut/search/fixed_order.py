@@ -27,6 +27,9 @@ class FixedOrder:
     preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[None] = None
 
+    def estimate(self, problem: Problem, num_sequences: int) -> int:
+        return 0
+
     def path(self, problem: Problem) -> list[Step]:
         candidates = problem.candidates()
         if problem.unit == "pair":

@@ -4,8 +4,8 @@ that is already gone (FinerCut, arXiv 2405.18218; SLEB, arXiv 2402.09025; BlockP
 `exhaustive` evaluates every candidate of every round on the whole calibration text. `lazy` (ours) finds nearly the same
 path for a small share of that. It keeps an estimate for every candidate and each round
 
-1. looks anew, on a few pilot sequences, at the best estimates, at the neighbours of what was removed last, whose cost
-   can fall once their neighbour is gone, and at those not looked at for longest;
+1. looks anew, on a pilot text of excerpts, at the best estimates, at the neighbours of what was removed last, whose
+   cost can fall once their neighbour is gone, and at those not looked at for longest;
 2. corrects what the pilot says by how far off it was when the candidate was last evaluated in full;
 3. evaluates the best of them in full, until the next estimate is worse than what was found.
 
@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
-
-import torch
 
 from depthcut.importance.ablation import Ablation, Removed
 from depthcut.objectives import find_objective
@@ -40,7 +38,7 @@ class Greedy:
         objective: one of `OBJECTIVES`, compared with the dense model on the calibration text.
         strategy: `lazy` or `exhaustive`.
         swap: refine the final set by exchanges.
-        pilot_fraction: share of the calibration sequences that first looks are on.
+        pilot_fraction: share of the calibration tokens in the pilot text.
         num_looks: best estimates looked at anew each round.
         num_neighbours: units on either side of the last removal that are looked at anew.
         num_oldest: candidates looked at because it is longest ago.
@@ -55,12 +53,12 @@ class Greedy:
     objective: str = "kl"
     strategy: Literal["lazy", "exhaustive"] = "lazy"
     swap: bool = True
-    pilot_fraction: float = 0.25
-    num_looks: int = 9
-    num_neighbours: int = 3
-    num_oldest: int = 2
-    num_full: tuple[int, int] = (3, 5)
-    tolerance: float = 0.1
+    pilot_fraction: float = 0.375
+    num_looks: int = 6
+    num_neighbours: int = 2
+    num_oldest: int = 1
+    num_full: tuple[int, int] = (2, 4)
+    tolerance: float = 0.05
     effort: float = 0.1
     preferred_unit: UnitChoice = "pair"
     protected_fraction: float = 0.0
@@ -68,6 +66,14 @@ class Greedy:
 
     def __post_init__(self) -> None:
         find_objective(self.objective)
+
+    def estimate(self, problem: Problem, num_sequences: int) -> int:
+        candidates, size = len(problem.candidates()), len(problem.candidates()[0])
+        units = len(problem.units)
+        rounds = range(problem.steps_at_most)
+        naive = num_sequences * sum((candidates - i) * (units - (i + 1) * size) for i in rounds if candidates > i)
+        # Prefix reuse saves half; the lazy rounds and their exchanges are held to the effort.
+        return naive // 2 if self.strategy == "exhaustive" else int(self.effort * naive)
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None
@@ -112,13 +118,11 @@ class _Rounds:
     naive_evaluations: int = 0
 
     def __post_init__(self) -> None:
-        count = max(1, round(self.settings.pilot_fraction * self.ablation.num_batches))
-        spacing = self.ablation.num_batches / count
-        self.pilot = [int(spacing * (index + 0.5)) for index in range(count)]
-        self.rest = [index for index in range(self.ablation.num_batches) if index not in self.pilot]
         self._positions = {unit: position for position, unit in enumerate(self.problem.units)}
         self._began = self.ablation.stream.unit_evaluations
         self.dense_value = self.ablation([])
+        lazy = self.settings.strategy == "lazy"
+        self.pilot = self.ablation.on_excerpts(self.settings.pilot_fraction) if lazy else self.ablation
 
     @property
     def removed(self) -> Removed:
@@ -140,13 +144,17 @@ class _Rounds:
         """Removes one more group."""
         removed, candidates = self.removed, self.candidates()
         self._count_naive(removed, candidates)
-        self.ablation.rebase(removed)
+        self._rebase(removed)
         found = self._exhaustive(candidates) if self.settings.strategy == "exhaustive" else self._lazy(candidates)
         best = min(
             found, key=lambda group: (found[group] / self.problem.saving(group, removed), self._positions[group[0]])
         )
         self.groups.append(best)
         self.values.append(self.ablation(self.removed))
+
+    def _rebase(self, removed: Removed) -> None:
+        for text in (self.ablation, self.pilot):
+            text.rebase(removed)
 
     def _count_naive(self, removed: Removed, candidates: Sequence[Removal]) -> None:
         sequences = len(self.ablation.weights)
@@ -195,20 +203,9 @@ class _Rounds:
         pairs = [abs(self._positions[unit] - self._positions[near]) for unit in group for near in other]
         return min(pairs, default=math.inf)
 
-    def _pilot_weights(self) -> torch.Tensor:
-        weights = self.ablation.weights
-        sizes = self.ablation.batch_sizes
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        chosen = torch.cat([weights[starts[index] : starts[index] + sizes[index]] for index in self.pilot])
-        return chosen / chosen.sum()
-
-    def _on_pilot(self, sets: Sequence[Removed]) -> list[float]:
-        values = self.ablation.per_sequence(sets, self.pilot) @ self._pilot_weights()
-        return [float(value) for value in values]
-
     def _look(self, groups: Sequence[Removal], base: Removed) -> None:
         """Estimates the increase by each group on the pilot sequences."""
-        before, *after = self._on_pilot([base, *(base.union(group) for group in groups)])
+        before, *after = self.pilot.evaluate([base, *(base.union(group) for group in groups)])
         pairs = [known.in_full for known in self.estimates.values() if known.in_full]
         ratios = [full / pilot for full, pilot in pairs if pilot > 0]
         scale = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
@@ -221,7 +218,7 @@ class _Rounds:
 
     def _in_full(self, group: Removal, base: Removed, base_value: float) -> float:
         """The increase by a group on the whole text; remembers how far the pilot was off."""
-        before, after = self._on_pilot([base, base.union(group)])
+        before, after = self.pilot.evaluate([base, base.union(group)])
         increase = self.ablation(base.union(group)) - base_value
         self.estimates[group] = _Estimate(increase, len(self.groups), (increase, after - before))
         return increase
@@ -238,25 +235,25 @@ class _Rounds:
     def _exchange(self) -> bool:
         """One exchange, if any of the likeliest lowers the objective."""
         removed = self.removed
-        self.ablation.rebase(removed)
+        self._rebase(removed)
         restored = [removed.difference(group) for group in self.groups]
-        now, *without = self._on_pilot([removed, *restored])
+        now, *without = self.pilot.evaluate([removed, *restored])
         falls = {group: now - value for group, value in zip(self.groups, without, strict=True)}
-        for group in sorted(self.groups, key=lambda group: -falls[group])[: self.settings.num_full[0]]:
+        for group in sorted(self.groups, key=lambda group: -falls[group])[:3]:
             if not self._effort_left():
                 return False
             base = removed.difference(group)
-            self.ablation.rebase(base)
+            self._rebase(base)
             base_value = self.ablation(base)
             candidates = [c for c in self.problem.candidates(base) if c != group and self._may_replace(group, c)]
             candidates.sort(key=lambda c: self.estimates[c].increase if c in self.estimates else math.inf)
             near = [c for c in candidates if self._distance(c, group) <= self.settings.num_neighbours]
-            looked = list(dict.fromkeys([*candidates[: self.settings.num_looks], *near]))
+            looked = list(dict.fromkeys([*candidates[: 2 * self.settings.num_looks], *near]))
             if not looked:
                 continue
             self._look(looked, base)
-            for other in sorted(looked, key=lambda c: self.estimates[c].increase)[:2]:
-                if base_value + self.estimates[other].increase > self.value * (1 + self.settings.tolerance / 5):
+            for other in sorted(looked, key=lambda c: self.estimates[c].increase)[: self.settings.num_full[0]]:
+                if base_value + self.estimates[other].increase > self.value * (1 + self.settings.tolerance):
                     break
                 if base_value + self._in_full(other, base, base_value) < self.value * (1 - IMPROVEMENT):
                     self._replace(group, other)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from depthcut.importance.static import BLOCK_INFLUENCE, METRICS, metric_name
-from depthcut.objectives import OBJECTIVES
+from depthcut.objectives import OBJECTIVES, TASK_OBJECTIVES
 from depthcut.registry import unknown_name
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import InputError, Removal, Step, UnitChoice
@@ -41,17 +41,21 @@ class OneShot:
     preferred_unit: ClassVar[UnitChoice] = "block"
 
     def __post_init__(self) -> None:
-        known = [BLOCK_INFLUENCE, *METRICS, *OBJECTIVES]
+        known = [BLOCK_INFLUENCE, *METRICS, *OBJECTIVES, *TASK_OBJECTIVES]
         if self.metric not in known:
             raise InputError(unknown_name("metric", self.metric, known))
 
     @property
     def needs(self) -> Literal["scores", "objective"]:
-        return "objective" if self.metric in OBJECTIVES else "scores"
+        return "objective" if self.metric in OBJECTIVES | TASK_OBJECTIVES else "scores"
 
     @property
     def objective(self) -> str:
         return self.metric
+
+    def estimate(self, problem: Problem, num_sequences: int) -> int:
+        candidates = len(problem.candidates())
+        return num_sequences * candidates * len(problem.units) // 2 if self.needs == "objective" else 0
 
     def path(self, problem: Problem) -> list[Step]:
         if problem.unit == "pair":

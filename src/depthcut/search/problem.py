@@ -227,5 +227,9 @@ class Search(Protocol):
         """Steps in order, as many as can go."""
         ...
 
+    def estimate(self, problem: Problem, num_sequences: int) -> int:
+        """About how many unit evaluations finding a path takes, beside scoring: known before any weights load."""
+        ...
+
 
 SEARCHES: Registry[Search] = Registry("method", "depthcut.search")

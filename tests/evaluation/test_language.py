@@ -1,0 +1,130 @@
+"""Perplexity and KL to dense against transformers' own loss and against a direct computation."""
+
+import math
+
+import pytest
+import torch
+
+import tiny
+from depthcut.calibration import Samples
+from depthcut.evaluation.language import compare_language
+from depthcut.model.architectures import find_architecture
+from depthcut.model.stream import DecoderStream
+from depthcut.surgery import apply
+from depthcut.types import Unit
+
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox")
+REMOVED = [Unit(1, "attn"), Unit(1, "ffn"), Unit(4, "attn"), Unit(4, "ffn")]
+
+
+def pair(family, removed=REMOVED):
+    model = tiny.model(family)
+    return model, apply(model, find_architecture(model.config), removed)
+
+
+def measure(dense, pruned, samples, **options):
+    streams = [DecoderStream(model, find_architecture(model.config)) for model in (dense, pruned)]
+    found = compare_language(streams[0], {"pruned": streams[1]}, samples, **options)
+    return {(row.name, row.model): row for row in found}
+
+
+def padded(samples, lengths):
+    """The same samples with only the first tokens of each sequence, the others arbitrary and masked."""
+    mask = torch.zeros_like(samples.attention_mask)
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+    ids = torch.where(mask.bool(), samples.input_ids, torch.randint_like(samples.input_ids, 3, tiny.VOCABULARY))
+    return Samples(ids, mask, samples.description, samples.document_digests)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_perplexity_is_that_of_transformers_own_loss(family):
+    dense, pruned = pair(family)
+    samples = tiny.samples(num_samples=3, length=40)
+    found = measure(dense, pruned, samples)
+    for name, model in (("dense", dense), ("pruned", pruned)):
+        # Sequences are equally long, so the mean of all tokens is transformers' mean over the batch.
+        loss = float(model(input_ids=samples.input_ids, labels=samples.input_ids).loss)
+        assert found["loss", name].value == pytest.approx(loss, abs=1e-5)
+        assert found["perplexity", name].value == pytest.approx(math.exp(loss), rel=1e-5)
+        assert found["perplexity", name].samples == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kl_is_that_of_a_direct_computation(family):
+    dense, pruned = pair(family)
+    samples = tiny.samples(num_samples=3, length=40)
+    found = measure(dense, pruned, samples)["kl_to_dense", "pruned"]
+    log_p, log_q = (model(input_ids=samples.input_ids).logits.log_softmax(dim=-1) for model in (dense, pruned))
+    direct = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+    assert found.value == pytest.approx(float(direct.mean()), rel=1e-5)
+    assert found.unit == "nats per token"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removing_nothing_costs_exactly_nothing(family):
+    found = measure(*pair(family, removed=()), tiny.samples())
+    assert found["kl_to_dense", "pruned"].value == 0
+    assert found["loss", "pruned"].value == found["loss", "dense"].value
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_pads_are_left_out(family):
+    dense, pruned = pair(family)
+    lengths = [12, 5, 2]
+    samples = padded(tiny.samples(num_samples=3, length=12), lengths)
+    found = measure(dense, pruned, samples, batch_size=3)
+    nll, kl = [], []
+    for row, length in zip(samples.input_ids, lengths, strict=True):
+        log_p, log_q = (model(input_ids=row[None, :length]).logits[0].log_softmax(dim=-1) for model in (dense, pruned))
+        nll.append(-log_q[:-1].gather(1, row[1:length, None]))
+        kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
+    assert found["loss", "pruned"].value == pytest.approx(float(torch.cat(nll).mean()), rel=1e-5)
+    assert found["kl_to_dense", "pruned"].value == pytest.approx(float(torch.cat(kl).mean()), rel=1e-5)
+
+
+def test_the_batch_size_changes_nothing():
+    dense, pruned = pair("llama")
+    samples = padded(tiny.samples(num_samples=4, length=20), [20, 7, 13, 20])
+    one, all_at_once = (measure(dense, pruned, samples, batch_size=size) for size in (1, 4))
+    for key, row in one.items():
+        assert all_at_once[key].value == pytest.approx(row.value, rel=1e-6)
+        assert all_at_once[key].stderr == pytest.approx(row.stderr, rel=1e-4)
+
+
+@torch.no_grad()
+def test_standard_errors_are_those_over_sequences():
+    dense, pruned = pair("llama")
+    samples = tiny.samples(num_samples=5, length=24)
+    found = measure(dense, pruned, samples)
+    losses = torch.tensor([float(pruned(input_ids=row[None], labels=row[None]).loss) for row in samples.input_ids])
+    error = float(losses.double().std() / math.sqrt(5))
+    assert found["loss", "pruned"].stderr == pytest.approx(error, rel=1e-3)
+    perplexity = found["perplexity", "pruned"]
+    assert perplexity.stderr == pytest.approx(perplexity.value * error, rel=1e-3)
+    one = measure(dense, pruned, tiny.samples(num_samples=1))
+    assert all(row.stderr is None for row in one.values())
+
+
+@torch.no_grad()
+def test_a_longer_sequence_weighs_more_in_the_standard_error_too():
+    dense, pruned = pair("llama")
+    lengths = [21, 3, 11]
+    samples = padded(tiny.samples(num_samples=3, length=21), lengths)
+    found = measure(dense, pruned, samples)["loss", "pruned"]
+    counts = torch.tensor([length - 1.0 for length in lengths], dtype=torch.float64)
+    means = torch.tensor(
+        [
+            float(pruned(input_ids=row[None, :length], labels=row[None, :length]).loss)
+            for row, length in zip(samples.input_ids, lengths, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    mean = float((counts * means).sum() / counts.sum())
+    assert found.value == pytest.approx(mean, rel=1e-5)
+    # The textbook variance of a ratio estimator: weighted squares of the deviations from the corpus mean.
+    variance = float(((counts / counts.mean()) ** 2 * (means - mean) ** 2).sum() / (3 * 2))
+    assert found.stderr == pytest.approx(math.sqrt(variance), rel=1e-4)

@@ -1,10 +1,10 @@
-"""What searches cost and find: objective against unit evaluations, for the naive loop, prefix reuse, plain lazy and ours.
+"""What searches cost and find: objective against unit evaluations, for prefix reuse, plain lazy and ours.
 
     python benchmarks/search_cost.py --data ../shared/data/c4_sample.jsonl.gz
 
-One unit evaluation is one attention or feed-forward part run on one calibration sequence. The naive loop evaluates every
-candidate of every round by whole forward passes; its count is a formula, its path is that of `exhaustive`. Counts are
-exact, seconds are of this machine. Writes a JSON file and prints a table.
+One unit evaluation is one attention or feed-forward part run on one calibration sequence. The naive loop evaluates
+every candidate of every round by whole forward passes; its count is a formula, its path is that of prefix reuse. Counts
+are exact, seconds are of this machine. Writes a JSON file and prints a table.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from depthcut.types import Step
 
 
 def plain_lazy(problem: Problem) -> list[Step]:
-    """Textbook lazy greedy: last round's values order the queue; the first that stays first when evaluated anew goes."""
+    """Textbook lazy greedy: stale values order the queue; the first that stays first when evaluated anew goes."""
     ablation, removed, steps = problem.ablation, frozenset(), []
     now = ablation([])
     stale = {}

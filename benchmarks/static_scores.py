@@ -2,8 +2,8 @@
 
     python benchmarks/static_scores.py
 
-Both run in turn, several times, in one process; the ratio is the median over rounds of the two times of a round. Given
-against a whole forward pass (with the vocabulary projection, which scoring does not need) and against the decoder alone.
+Both run in turn, several times, in one process; the ratio is the median over rounds of the two times of a round. It is
+given against a whole forward pass (with the vocabulary projection, which scoring does not need) and the decoder alone.
 """
 
 import argparse

@@ -95,6 +95,11 @@ def read(folder, name="plan.json"):
     return json.loads((folder / name).read_text())
 
 
+def preview(model, **changes):
+    """The plan of a run that writes nothing."""
+    return pipeline.preview(Recipe.build(model=str(model), **(OPTIONS | changes))).plan
+
+
 def without_cost(plan):
     return plan | {"cost": None}
 
@@ -226,14 +231,13 @@ def test_a_fresh_process_finds_the_same_model(models, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("method", "metric"), [("shortgpt", None), *(("one-shot", metric) for metric in METRICS)])
 def test_a_planted_identity_block_goes_first(models, family, method, metric):
-    options = OPTIONS | {"method": method, "metric": metric, "remove": "1"}
-    plan = pipeline.preview(Recipe.build(model=str(models[family]), **options))
+    plan = preview(models[family], method=method, metric=metric, remove="1")
     assert {unit.layer for unit in plan.removed} == {IDENTITY}
     assert plan.steps[0].objective == pytest.approx(0, abs=1e-5)
 
 
 def test_a_contiguous_window_goes_where_the_identity_is(models):
-    plan = pipeline.preview(Recipe.build(model=str(models["llama"]), **(OPTIONS | {"method": "uidl", "remove": "1"})))
+    plan = preview(models["llama"], method="uidl", remove="1")
     assert {unit.layer for unit in plan.removed} == {IDENTITY}
 
 
@@ -259,8 +263,7 @@ def test_removing_nothing_gives_the_dense_model_bit_for_bit(models, family, tmp_
 
 
 def test_protected_units_stay(models):
-    options = OPTIONS | {"protect": (str(IDENTITY), "0.attn")}
-    plan = pipeline.preview(Recipe.build(model=str(models["llama"]), **options))
+    plan = preview(models["llama"], protect=(str(IDENTITY), "0.attn"))
     assert not {IDENTITY, 0} & {unit.layer for step in plan.steps for unit in step.remove}
     assert [str(unit) for unit in plan.protected] == ["0.attn", f"{IDENTITY}.attn", f"{IDENTITY}.ffn"]
 
@@ -281,14 +284,13 @@ def test_the_model_can_write_its_own_calibration_text(models, tmp_path):
     assert first.plan.calibration.source == "self" and "sampled by the model" in first.plan.calibration.detail
     assert first.plan.calibration == second.plan.calibration
     assert {unit.layer for unit in first.plan.steps[0].remove} == {IDENTITY}
-    other = pipeline.preview(Recipe.build(model=str(models["llama"]), **(options | {"seed": 1})))
+    other = preview(models["llama"], calibration="self", seed=1)
     assert other.calibration.digest != first.plan.calibration.digest
 
 
 def test_two_runs_with_a_seed_give_one_plan_and_another_seed_reads_other_text(models):
     def plan(**changes):
-        recipe = Recipe.build(model=str(models["llama"]), **(OPTIONS | changes))
-        return without_cost(pipeline.preview(recipe).model_dump())
+        return without_cost(preview(models["llama"], **changes).model_dump())
 
     assert plan(seed=3) == plan(seed=3)
     assert plan(seed=3)["calibration"]["digest"] != plan(seed=4)["calibration"]["digest"]
@@ -465,7 +467,7 @@ def test_a_dry_run_needs_no_weights_where_the_method_needs_none(models, tmp_path
     monkeypatch.setattr(ModelSource, "load_model", lambda *_: pytest.fail("weights were loaded"))
     options = words(OPTIONS | {"method": method})
     printed = command("prune", models["llama"], "-o", tmp_path / "out", *options, "--dry-run")
-    assert "nothing was written (dry run)" in printed and "0 forward passes of 16 tokens" in printed
+    assert "nothing was written (dry run)" in printed and "(0 unit evaluations)" in printed
     if method == "deepest-first":
         assert re.search(r"^removes +4 3$", printed, re.MULTILINE)
     assert not list(tmp_path.iterdir())
@@ -474,10 +476,10 @@ def test_a_dry_run_needs_no_weights_where_the_method_needs_none(models, tmp_path
 def test_a_dry_run_prints_what_a_run_would_remove(pruned, models, tmp_path, command):
     printed = command("prune", models["llama"], "-o", tmp_path / "out", *words(OPTIONS), "--dry-run")
     removed = list(dict.fromkeys(unit.layer for step in pruned().plan.steps if step.applied for unit in step.remove))
-    sizes = [pruned().plan.unit_sizes[str(unit)] for unit in pruned().plan.removed]
     assert re.search(rf"^removes +{' '.join(map(str, removed))}$", printed, re.MULTILINE)
-    assert f"{sum(size.parameters for size in sizes):,} of " in printed
-    assert "2 forward passes of 16 tokens" in printed
+    counts = {row.model: f"{row.value:,.0f}" for row in pruned().measurements if row.name == "parameters"}
+    assert f"{counts['dense']} -> {counts['pruned']}\n" in printed
+    assert f"({2 * tiny.NUM_BLOCKS * TEXTS['calibration_samples']} unit evaluations)" in printed
     assert not list(tmp_path.iterdir())
 
 

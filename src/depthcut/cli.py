@@ -50,6 +50,7 @@ UnitOption = Annotated[
 MemoryBudget = Annotated[str, typer.Option(help="What a search may keep in memory: 2GiB, 800MiB.")]
 Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="What may stay: parameters=0.8 or kv=0.7.")]
+MaxIncrease = Annotated[str | None, typer.Option(help="Remove all that costs at most this: kl=0.1, loss=0.05.")]
 Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
 Calibration = Annotated[str, typer.Option(help="SOURCE of the text that decides.")]
 CalibrationSamples = Annotated[int, typer.Option(help="Sequences of calibration text.")]
@@ -77,6 +78,7 @@ def prune(
     unit: UnitOption = None,
     remove: Remove = None,
     budget: BudgetOption = None,
+    max_increase: MaxIncrease = None,
     protect: Protect = "",
     calibration: Calibration = "stdlib",
     calibration_samples: CalibrationSamples = 16,
@@ -114,6 +116,7 @@ def prune(
         unit=unit,
         remove=remove,
         budget=budget,
+        max_increase=max_increase,
         protect=_names(protect),
         calibration=calibration,
         calibration_samples=calibration_samples,
@@ -389,8 +392,8 @@ def _print_preview(found: Preview, recipe: Recipe) -> None:
         print(f"KV cache    {sizes.kv_bytes_per_token:,} -> {kv_bytes:,} bytes a token")
     passes = found.unit_evaluations / (len(problem.units) * recipe.calibration_samples)
     print(
-        f"finding it  about {passes:.1f} forward passes over {recipe.calibration_samples} x {recipe.calibration_length} "
-        f"tokens ({found.unit_evaluations:,} unit evaluations)"
+        f"finding it  about {passes:.1f} forward passes over {recipe.calibration_samples} x {recipe.calibration_length}"
+        f" tokens ({found.unit_evaluations:,} unit evaluations)"
     )
     passes = 2 + len(recipe.compare)
     print(f"measuring   {passes} forward passes over {recipe.evaluation_samples} x {recipe.evaluation_length} tokens")

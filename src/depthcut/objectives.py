@@ -171,7 +171,7 @@ class MultipleChoice(Loss):
 
     error: bool = False
 
-    def of_item(self, nll: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def of_question(self, nll: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """One question's number, negative where the right answer is ahead.
 
         Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from depthcut.calibration import Samples
 from depthcut.evaluation.compare import compare, software
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.importance.ablation import Ablation
@@ -24,6 +25,9 @@ from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
 from depthcut.types import Cost, InputError, Measurement, Plan, Record, ScoreTable, Unit, write_measurements
 from depthcut.workspace import check_output, workspace
+
+HELD_OUT_SHARE = 4
+"""Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,9 @@ def preview(recipe: Recipe) -> Preview:
     search = recipe.build_search()
     num_sequences = recipe.calibration_samples
     scoring = num_sequences * len(problem.units)
-    if search.needs == "configuration":
+    if search.needs == "configuration" and problem.budget.kind != "increase":
         return Preview(source, problem, _plan(recipe, source, problem, None, Cost()), 0)
-    if search.needs == "objective":
+    if search.needs == "objective" or problem.budget.kind == "increase":
         Session.prepare(recipe, source)
         return Preview(source, problem, None, scoring + search.estimate(problem, num_sequences))
     plan = _find_plan(Session.prepare(recipe, source).load(), problem, None)[1]
@@ -212,43 +216,53 @@ def write_whole(file: Path, record: Record) -> None:
 
 def _find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[ScoreTable, Plan]:
     scores, cost = _score(session, folder)
-    if session.recipe.build_search().needs != "objective":
-        return scores, _plan(session.recipe, session.source, replace(problem, scores=scores), scores, cost)
-    stream, recipe = session.stream, session.recipe
-    assert stream is not None
+    recipe, stream, calibration = session.recipe, session.stream, session.calibration
+    assert stream is not None and calibration is not None
+    problem = replace(problem, scores=scores)
+    search, ablations = recipe.build_search(), []
     began, evaluations = time.monotonic(), stream.unit_evaluations
-    ablation = _ablation(session, folder)
-    with progress("searching", int(problem.steps_at_most)) as advance:
-        problem = replace(problem, scores=scores, ablation=ablation, advance=advance)
-        plan = _plan(recipe, session.source, problem, scores, Cost())
+    if problem.budget.kind == "increase":
+        num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
+        calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
+        ablations.append(_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
+        problem = replace(problem, held_out=ablations[0])
+    if search.needs == "objective":
+        assert search.objective is not None
+        ablations.append(_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
+        problem = replace(problem, ablation=ablations[-1])
+    if not ablations:
+        return scores, _plan(recipe, session.source, problem, scores, cost)
+    with progress("searching", problem.steps_at_most) as advance:
+        plan = _plan(recipe, session.source, replace(problem, advance=advance), scores, Cost())
     cost = Cost(
-        unit_evaluations=stream.unit_evaluations - evaluations,
-        candidate_evaluations=round(ablation.candidate_evaluations),
-        seconds=round(time.monotonic() - began, 3),
+        unit_evaluations=cost.unit_evaluations + stream.unit_evaluations - evaluations,
+        candidate_evaluations=round(sum(ablation.candidate_evaluations for ablation in ablations)),
+        seconds=round(cost.seconds + time.monotonic() - began, 3),
     )
     return scores, plan.model_copy(update={"cost": cost})
 
 
-def _ablation(session: Session, folder: Path | None) -> Ablation:
+def _journal_file(folder: Path | None, name: str) -> Path | None:
+    return folder / f"{name}.jsonl" if folder else None
+
+
+def _ablation(session: Session, text: Samples, objective: str, journal: Path | None) -> Ablation:
     """What the output loses without units, with every result written down for a run that is killed."""
-    recipe, stream, calibration = session.recipe, session.stream, session.calibration
-    assert stream is not None and calibration is not None
-    # Pilots are whole batches, so there have to be several.
-    batch_size = max(1, min(recipe.batch_size, len(calibration.input_ids) // 8))
-    objective = recipe.build_search().objective
-    assert objective is not None
+    recipe, stream = session.recipe, session.stream
+    assert stream is not None
+    batch_size = max(1, min(recipe.batch_size, len(text.input_ids) // 8))
     settings = {
         "model": session.source.provenance.digest,
         "dtype": session.source.provenance.dtype,
-        "calibration": calibration.description.digest,
+        "calibration": text.description.digest,
         "objective": objective,
         "batch_size": batch_size,
     }
     return Ablation(
         stream,
-        calibration,
+        text,
         objective,
-        journal=Journal(folder / "journal.jsonl" if folder else None, settings),
+        journal=Journal(journal, settings),
         batch_size=batch_size,
         memory_budget=recipe.memory_bytes,
     )

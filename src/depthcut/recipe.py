@@ -10,7 +10,8 @@ from typing import Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from depthcut.calibration import check_source, parse_source
+from depthcut.calibration import check_questions, check_source, parse_source
+from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.search.problem import SEARCHES, Budget, Search
 from depthcut.types import InputError, Record, UnitChoice, first_problem
 
@@ -24,6 +25,7 @@ class Recipe(Record):
             `max_forwards`.
         unit: what one step removes; the method's own unit where left out.
         budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`.
+        max_increase: the most that may be lost on held-out calibration text, `kl=0.1`, instead of an amount.
         protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
         calibration: SOURCE of the text that decides.
         evaluation: SOURCE of the text that measures; never the same documents.
@@ -45,6 +47,7 @@ class Recipe(Record):
     unit: UnitChoice | None = None
     remove: str | None = None
     budget: str | None = None
+    max_increase: str | None = None
     protect: tuple[str, ...] = ()
     calibration: str = "stdlib"
     calibration_samples: int = Field(16, ge=1)
@@ -104,7 +107,7 @@ class Recipe(Record):
 
     @property
     def parsed_budget(self) -> Budget:
-        return Budget.parse(self.remove, self.budget)
+        return Budget.parse(self.remove, self.budget, self.max_increase)
 
     def build_search(self) -> Search:
         """The search with its hyper-parameters.
@@ -149,7 +152,7 @@ class Recipe(Record):
         Raises:
             InputError: a method, metric, amount or source is wrong.
         """
-        self.build_search()
+        search = self.build_search()
         assert self.parsed_budget
         assert self.memory_bytes
         for method in self.compare:
@@ -157,5 +160,8 @@ class Recipe(Record):
                 raise InputError(
                     f"cannot compare with {method!r}, which needs a search; compare takes one-pass methods"
                 )
-        check_source(parse_source(self.calibration), "calibration")
+        if search.objective in TASK_OBJECTIVES:
+            check_questions(parse_source(self.calibration))
+        else:
+            check_source(parse_source(self.calibration), "calibration")
         check_source(parse_source(self.evaluation), "evaluation")

@@ -9,10 +9,18 @@ from typing import Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from depthcut.calibration import Samples, parse_source, require_disjoint, sample_self, sample_text
+from depthcut.calibration import (
+    Samples,
+    parse_source,
+    require_disjoint,
+    sample_questions,
+    sample_self,
+    sample_text,
+)
 from depthcut.model.load import ModelSource, check_device, resolve
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import sizes_from_config
+from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.recipe import Recipe
 from depthcut.search.problem import Problem
 from depthcut.surgery import check_removal
@@ -35,6 +43,8 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     Raises:
         InputError: more is asked for than can go, or the family does not allow it.
     """
+    if recipe.max_increase and recipe.calibration_samples < 2:
+        raise InputError("max-increase measures on held-out calibration text, so give at least 2 calibration samples")
     units = source.architecture.units(source.provenance.num_blocks)
     preferred = recipe.build_search().preferred_unit
     if preferred == "pair" and source.architecture.parallel:
@@ -96,7 +106,15 @@ class Session:
         tokenizer = source.load_tokenizer()
         text = parse_source(recipe.calibration)
         calibration = None
-        if calibrate and not text.is_self:
+        if calibrate and recipe.build_search().objective in TASK_OBJECTIVES:
+            calibration = sample_questions(
+                text,
+                tokenizer,
+                num_questions=recipe.calibration_samples,
+                max_length=recipe.calibration_length,
+                seed=recipe.seed,
+            )
+        elif calibrate and not text.is_self:
             calibration = sample_text(
                 text,
                 tokenizer,

@@ -10,9 +10,9 @@ import torch
 
 import tiny
 from depthcut.importance.ablation import Ablation
-from depthcut.importance.shapley import leave_one_out, permutation, random_subsets, value_of, values_of_batches
 from depthcut.importance.shapley import _rises as rises
 from depthcut.importance.shapley import _walk as walk
+from depthcut.importance.shapley import leave_one_out, permutation, random_subsets, value_of, values_of_batches
 from depthcut.journal import Journal
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream

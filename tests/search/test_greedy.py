@@ -202,3 +202,19 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, monkeypatch):
 
 def test_two_runs_give_the_same_path():
     assert LAZY.path(problem(engine(), "pair")) == LAZY.path(problem(engine(), "pair"))
+
+
+def test_under_a_ceiling_the_most_goes_that_held_out_text_allows():
+    stream = engine()
+    held_out = Ablation(stream, tiny.samples(2, 16, seed=9), "kl")
+    task = problem(stream, "sublayer")
+    path = EXHAUSTIVE.path(replace(task, budget=Budget("count", 6)))
+    values = [held_out({unit for step in path[:count] for unit in step.remove}) for count in range(7)]
+    ceiling = (values[3] + values[4]) / 2
+    assert values == sorted(values)
+    limited = replace(task, budget=Budget.parse(None, None, f"kl={ceiling}"), held_out=held_out)
+    found = EXHAUSTIVE.path(limited)
+    assert limited.num_steps(found) == 3
+    assert removals(found[:3]) == removals(path[:3])
+    assert limited.num_steps(path[:3]) == 3
+    assert replace(limited, budget=Budget.parse(None, None, "kl=0.0000001")).num_steps(path) == 0

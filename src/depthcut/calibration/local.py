@@ -45,6 +45,12 @@ def read_rows(path: Path, column: str) -> Iterator[str]:
             yield text.encode(errors="replace").decode()
 
 
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a file of JSON Lines. Raises InputError when it is missing or malformed."""
+    with _reported(path):
+        yield from _json_rows(path)
+
+
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     with _open_lines(path) as file:
         for number, line in enumerate(file, start=1):

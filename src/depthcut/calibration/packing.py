@@ -93,7 +93,7 @@ def sample_text(
             f"{num_samples} samples of {length} token ids cannot be made of {source.text}: "
             f"ask for at least {len(source.parts)} samples and 2 token ids"
         )
-    opening = _opening_ids(tokenizer)
+    opening = opening_ids(tokenizer)
     payload = length - len(opening)
 
     def take(part: TextPart, num_part_samples: int) -> Taken:
@@ -204,7 +204,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """BOS where the tokenizer opens every sequence with it by itself, else nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 

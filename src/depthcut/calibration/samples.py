@@ -36,6 +36,12 @@ class Choices:
     def __getitem__(self, rows: slice) -> Choices:
         return Choices(self.scored[rows], self.question[rows], self.right[rows])
 
+    @property
+    def rows(self) -> list[slice]:
+        """The sequences of each question."""
+        ends = torch.unique_consecutive(self.question, return_counts=True)[1].cumsum(dim=0).tolist()
+        return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -67,6 +73,16 @@ class Samples:
             digest=token_digest(input_ids),
         )
         return cls(input_ids, torch.ones_like(input_ids), description, digests)
+
+    def split(self, num_first: int) -> tuple[Samples, Samples]:
+        """The first sequences and the rest, each described as a part."""
+        parts = []
+        for rows, name in ((slice(None, num_first), "first"), (slice(num_first, None), "last")):
+            ids = self.input_ids[rows]
+            update = {"detail": f"{name} {len(ids)} sequences of: {self.description.detail}", "num_samples": len(ids)}
+            description = self.description.model_copy(update=update | {"digest": token_digest(ids)})
+            parts.append(Samples(ids, self.attention_mask[rows], description, self.document_digests))
+        return parts[0], parts[1]
 
     def excerpts(self, fraction: float) -> Samples:
         """A share of the tokens in sequences of the same length: the starts of all sequences, joined in their order.

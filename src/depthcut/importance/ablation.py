@@ -13,11 +13,19 @@ from dataclasses import dataclass, field
 
 import torch
 
-from depthcut.calibration import Samples
+from depthcut.calibration import Choices, Samples
 from depthcut.journal import Journal
 from depthcut.model.stream import Batch, DecoderStream
-from depthcut.objectives import NEXT_TOKEN_OBJECTIVES, POSITIONS_AT_ONCE, Objective, Reference, find_objective
-from depthcut.types import Unit
+from depthcut.objectives import (
+    NEXT_TOKEN_OBJECTIVES,
+    POSITIONS_AT_ONCE,
+    TASK_OBJECTIVES,
+    MultipleChoice,
+    Objective,
+    Reference,
+    find_objective,
+)
+from depthcut.types import InputError, Unit
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 
@@ -31,6 +39,7 @@ class _KeptBatch:
     Attributes:
         dense_final: the dense model's stream before the final norm.
         scored: (sequences, length) bool, the positions that count.
+        choices: which sequences are answers to which question; None where each sequence has a value of its own.
         streams: stream by position, for the current base.
         references: by sequence and piece, what the objective keeps of the dense logits; None where recomputed.
     """
@@ -39,6 +48,7 @@ class _KeptBatch:
     dense_final: torch.Tensor
     scored: torch.Tensor
     targets: torch.Tensor
+    choices: Choices | None
     streams: dict[int, torch.Tensor] = field(default_factory=dict)
     references: list[Reference] | None = None
 
@@ -46,10 +56,12 @@ class _KeptBatch:
 class Ablation:
     """Evaluates removed sets for one model, text and objective.
 
+    Where the objective is a task's, what is called a sequence below is a question with all its answers, run together.
+
     Args:
-        objective: name of one of `OBJECTIVES`.
+        objective: name of one of `OBJECTIVES` or `TASK_OBJECTIVES`.
         journal: where every result is kept; what it already holds is not computed again.
-        batch_size: sequences run together.
+        batch_size: sequences run together; of questions, as many as have at least so many answers.
         memory_budget: bytes for kept streams and dense probabilities; what does not fit is computed anew when needed.
     """
 
@@ -63,6 +75,11 @@ class Ablation:
         batch_size: int = 1,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
     ) -> None:
+        if objective in TASK_OBJECTIVES and samples.choices is None:
+            raise InputError(
+                f"objective {objective!r} compares the answers of multiple-choice questions, and "
+                f"{samples.description.source} is text without them; name a file of questions as calibration"
+            )
         self.stream = stream
         self.samples = samples
         self.name = objective
@@ -80,12 +97,7 @@ class Ablation:
             if line["text"] == samples.description.digest
         }
         with torch.no_grad():
-            self._batches = [
-                self._keep(
-                    samples.input_ids[begin : begin + batch_size], samples.attention_mask[begin : begin + batch_size]
-                )
-                for begin in range(0, len(samples.input_ids), batch_size)
-            ]
+            self._batches = [self._keep(rows) for rows in self._rows_of_batches()]
         self._share_memory(memory_budget)
 
     @property
@@ -95,11 +107,13 @@ class Ablation:
     @property
     def batch_sizes(self) -> list[int]:
         """Sequences of each batch."""
-        return [len(kept.scored) for kept in self._batches]
+        return [len(kept.scored if kept.choices is None else kept.choices.rows) for kept in self._batches]
 
     @property
     def weights(self) -> torch.Tensor:
-        """(sequences,) share of all scored positions, float64."""
+        """(sequences,) share of all scored positions, float64; the same for every question."""
+        if self.name in TASK_OBJECTIVES:
+            return torch.full((sum(self.batch_sizes),), 1 / sum(self.batch_sizes), dtype=torch.float64)
         counts = torch.cat([kept.scored.sum(dim=-1) for kept in self._batches]).double().cpu()
         return counts / counts.sum()
 
@@ -207,13 +221,30 @@ class Ablation:
             del kept.streams[known]
         return stream
 
-    def _keep(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _KeptBatch:
-        batch = self.stream.prepare(input_ids, attention_mask)
+    def _rows_of_batches(self) -> list[slice]:
+        """Which sequences are run together; the answers to a question always are."""
+        choices = self.samples.choices if self.name in TASK_OBJECTIVES else None
+        num_rows = len(self.samples.input_ids)
+        whole = [slice(row, row + 1) for row in range(num_rows)] if choices is None else choices.rows
+        batches: list[slice] = []
+        begin = 0
+        for rows in whole:
+            if rows.stop - begin >= self._batch_size or rows.stop == num_rows:
+                batches.append(slice(begin, rows.stop))
+                begin = rows.stop
+        return batches
+
+    def _keep(self, rows: slice) -> _KeptBatch:
+        batch = self.stream.prepare(self.samples.input_ids[rows], self.samples.attention_mask[rows])
         tokens = batch.token_mask
+        choices = None
+        if self.samples.choices is not None and self.name in TASK_OBJECTIVES:
+            choices = self.samples.choices[rows]
+            tokens = choices.scored.to(tokens.device)
         if self.name in NEXT_TOKEN_OBJECTIVES:
             tokens = torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
         targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
-        return _KeptBatch(batch, self.stream.run(batch), tokens, targets)
+        return _KeptBatch(batch, self.stream.run(batch), tokens, targets, choices)
 
     def _share_memory(self, budget: int) -> None:
         """Half for streams, as dense a grid of positions as fits; the rest for dense probabilities, batch by batch."""
@@ -243,7 +274,12 @@ class Ablation:
                     values = self.objective.at_positions(next(references), piece, kept.targets[row, part])
                     totals[row] += values[kept.scored[row, part]].double().sum().cpu()
         counts = kept.scored.sum(dim=-1).double().cpu()
-        return self.objective.of_sequence(totals, counts).tolist()
+        values = self.objective.of_sequence(totals, counts)
+        if kept.choices is not None and isinstance(self.objective, MultipleChoice):
+            values = torch.stack(
+                [self.objective.of_question(values[rows], kept.choices.right[rows]) for rows in kept.choices.rows]
+            )
+        return values.tolist()
 
     def _references(self, kept: _KeptBatch) -> Iterable[Reference]:
         """What the objective keeps of the dense logits, piece by piece as `_compare` walks through them."""

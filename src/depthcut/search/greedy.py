@@ -81,7 +81,8 @@ class Greedy:
         while not problem.is_met(rounds.removed) and rounds.candidates():
             rounds.step()
             problem.advance(1)
-        if self.swap and rounds.groups:
+        # Under a ceiling the last step is the one too many, so there is no set to refine.
+        if self.swap and rounds.groups and problem.budget.kind != "increase":
             rounds.exchange_while_it_pays()
         return [Step(remove=group, objective=value) for group, value in zip(rounds.groups, rounds.values, strict=True)]
 
@@ -157,7 +158,7 @@ class _Rounds:
             text.rebase(removed)
 
     def _count_naive(self, removed: Removed, candidates: Sequence[Removal]) -> None:
-        sequences = len(self.ablation.weights)
+        sequences = len(self.ablation.samples.input_ids)
         kept = len(self.problem.units) - len(removed)
         self.naive_evaluations += sequences * sum(kept - len(group) for group in candidates)
 
@@ -253,9 +254,9 @@ class _Rounds:
                 continue
             self._look(looked, base)
             for other in sorted(looked, key=lambda c: self.estimates[c].increase)[: self.settings.num_full[0]]:
-                if base_value + self.estimates[other].increase > self.value * (1 + self.settings.tolerance):
+                if base_value + self.estimates[other].increase > self.value + self.settings.tolerance * abs(self.value):
                     break
-                if base_value + self._in_full(other, base, base_value) < self.value * (1 - IMPROVEMENT):
+                if base_value + self._in_full(other, base, base_value) < self.value - IMPROVEMENT * abs(self.value):
                     self._replace(group, other)
                     return True
         return False

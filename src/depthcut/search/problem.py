@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from depthcut.importance.ablation import Ablation
 from depthcut.model.architectures import Architecture
 from depthcut.model.units import ModelSizes
+from depthcut.objectives import find_objective
 from depthcut.registry import Registry
 from depthcut.types import InputError, Removal, ScoreTable, Step, Unit, UnitChoice
 
@@ -20,34 +21,46 @@ REMAINING_SHARES = ("parameters", "kv")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much goes: exactly one of a count of units, a share of them, or a share of parameters or KV bytes kept.
+    """How much goes: a count or share of units, what stays of parameters or KV bytes, or all that may go at a cost.
 
     Attributes:
         kind: what `amount` is of.
-        amount: units to remove (`count`), fraction of the units to remove (`share`), or largest fraction of the dense
-            model's parameters or KV bytes that may stay.
+        amount: units to remove (`count`), fraction of the units to remove (`share`), largest fraction of the dense
+            model's parameters or KV bytes that may stay, or largest increase of an objective on held-out text.
+        objective: which objective may increase, for `increase`.
     """
 
-    kind: Literal["count", "share", "parameters", "kv"]
+    kind: Literal["count", "share", "parameters", "kv", "increase"]
     amount: float
+    objective: str = ""
 
     def __str__(self) -> str:
         if self.kind == "count":
             return f"remove {self.amount:g}"
+        if self.kind == "increase":
+            return f"remove what costs at most {self.objective}={self.amount:g}"
         return f"remove {100 * self.amount:g}%" if self.kind == "share" else f"reach {self.kind}={self.amount:g}"
 
     @classmethod
-    def parse(cls, remove: str | int | None, budget: str | None) -> Budget:
-        """Reads `--remove 25%`, `--remove 8` or `--budget parameters=0.8`.
+    def parse(cls, remove: str | int | None, budget: str | None, max_increase: str | None = None) -> Budget:
+        """Reads `--remove 25%`, `--remove 8`, `--budget parameters=0.8` or `--max-increase kl=0.1`.
 
         Raises:
-            InputError: neither or both are given, or the amount is out of range.
+            InputError: not exactly one is given, or the amount is out of range.
         """
-        if (remove is None) == (budget is None):
-            given = "neither" if remove is None else "both"
+        num_given = 3 - [remove, budget, max_increase].count(None)
+        if num_given != 1:
+            given = "none" if num_given == 0 else "both" if num_given == 2 else "all"
             raise InputError(
-                f"give exactly one of remove (25% or 8) and budget (parameters=0.8 or kv=0.7), not {given}"
+                "give exactly one of remove (25% or 8), budget (parameters=0.8 or kv=0.7) and max-increase (kl=0.1), "
+                f"not {given}"
             )
+        if max_increase is not None:
+            match = re.fullmatch(r"([\w-]+)=(\d*\.?\d+)", max_increase.strip())
+            if match is None:
+                raise InputError(f"max-increase {max_increase!r} is no amount: write an objective's, such as kl=0.1")
+            find_objective(match[1])
+            return cls("increase", float(match[2]), match[1])
         if remove is not None:
             match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", str(remove).strip())
             if match is None or (not match[2] and "." in match[1]):
@@ -74,6 +87,7 @@ class Problem:
         protected: units that must stay.
         scores: the static scores, where the search asks for them.
         ablation: what the output loses without a set of units, where the search asks for it.
+        held_out: the objective that has a ceiling, on calibration text that decides nothing else.
         advance: called with 1 after each step that a long search has taken.
         seed: of everything random.
     """
@@ -86,6 +100,7 @@ class Problem:
     protected: frozenset[Unit] = frozenset()
     scores: ScoreTable | None = None
     ablation: Ablation | None = None
+    held_out: Ablation | None = None
     advance: Callable[[int], None] = lambda _: None
     seed: int = 0
     units: tuple[Unit, ...] = field(init=False)
@@ -116,7 +131,7 @@ class Problem:
 
     def saving(self, group: Removal, removed: Collection[Unit]) -> float:
         """What removing a group brings towards the budget after others; a surplus at the end counts for nothing."""
-        if self.budget.kind in ("count", "share"):
+        if self.budget.kind in ("count", "share", "increase"):
             return 1.0
         if self.budget.kind == "kv":
             left = self.sizes.kv_bytes_without(removed) - self.budget.amount * self.sizes.kv_bytes_per_token
@@ -152,10 +167,11 @@ class Problem:
         removed: set[Unit] = set()
         for count, step in enumerate(path):
             if self.is_met(removed):
-                return count
+                # What may be lost is a ceiling: the step that went through it does not count.
+                return count - 1 if self.budget.kind == "increase" else count
             removed.update(step.remove)
-        if self.is_met(removed):
-            return len(path)
+        if self.is_met(removed) or self.budget.kind == "increase":
+            return len(path) - (self.budget.kind == "increase" and self.is_met(removed))
         raise InputError(
             f"cannot {self.budget} by {self.unit} units: the method finds no more than {len(path)} steps that may go "
             "(something must remain, and protected units stay); ask for less"
@@ -178,7 +194,10 @@ class Problem:
         return len(removed) / (len(self.architecture.branches) if self.unit in ("block", "pair") else 1)
 
     def is_met(self, removed: Collection[Unit]) -> bool:
-        """Whether removing these units is enough."""
+        """Whether removing these units is enough; for a ceiling, whether it is too much."""
+        if self.budget.kind == "increase":
+            assert self.held_out is not None
+            return self.held_out(removed) - self.held_out([]) > self.budget.amount
         if self.budget.kind in ("count", "share"):
             return self.count(removed) >= self.wanted
         if self.budget.kind == "parameters":

@@ -1,0 +1,149 @@
+"""Real models from PyPI packages through the whole product."""
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import depthcut
+from depthcut.calibration import Samples
+from depthcut.importance.static import static_scores
+from depthcut.model.load import PACKAGED_MODELS, resolve
+from depthcut.model.stream import DecoderStream
+from depthcut.surgery import apply
+from depthcut.types import Plan
+
+pytestmark = pytest.mark.real
+
+SHORT = {
+    "calibration_samples": 4,
+    "calibration_length": 128,
+    "evaluation_samples": 2,
+    "evaluation_length": 128,
+    "speed": False,
+}
+
+
+def require(alias):
+    package = PACKAGED_MODELS[alias]
+    if importlib.util.find_spec(package.module) is None:
+        pytest.skip(f"needs {package.install}")
+
+
+def text_samples(tokenizer, num_samples, length):
+    text = "The keeper of the lighthouse wrote down every ship that passed, its flag and its hour. " * 40
+    ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : num_samples * length].view(num_samples, length)
+    return Samples.packed(ids, source="text", detail="", seed=0, digests=frozenset())
+
+
+@torch.no_grad()
+def logits(model, samples):
+    return model(input_ids=samples.input_ids, use_cache=False).logits
+
+
+def generated(model, samples, use_cache):
+    ids = samples.input_ids[:1, :16]
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+        use_cache=use_cache,
+    )
+
+
+class TestSmolLM2:
+    @pytest.fixture(scope="class")
+    def dense(self):
+        """The source, its model and its tokenizer."""
+        require("smollm2")
+        source = resolve("smollm2")
+        return source, source.load_model(), source.load_tokenizer()
+
+    @pytest.fixture(scope="class")
+    def written(self, dense, tmp_path_factory):
+        """What the command writes that every user types first, on less text."""
+        folder = tmp_path_factory.mktemp("smollm2") / "out"
+        words = [sys.executable, "-m", "depthcut", "prune", "smollm2", "--remove", "25%", "-o", str(folder)]
+        words += ["--method", "shortgpt", "--no-speed", "--evaluation-samples", "2", "--evaluation-length", "128"]
+        words += ["--calibration-samples", "4", "--calibration-length", "128"]
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "reloaded in a fresh process: logits equal bit for bit" in done.stdout
+        return folder
+
+    def test_the_reloaded_model_is_the_pruned_one_bit_for_bit(self, dense, written):
+        source, model, tokenizer = dense
+        plan = Plan.from_file(written / "plan.json")
+        assert len({unit.layer for unit in plan.removed}) == 8 and len(plan.removed) == 16
+        samples = text_samples(tokenizer, 2, 64)
+        pruned = apply(model, source.architecture, plan.removed)
+        reloaded = AutoModelForCausalLM.from_pretrained(written).eval()
+        assert reloaded.config.num_hidden_layers == 22 and reloaded.dtype == torch.float32
+        assert torch.equal(logits(reloaded, samples), logits(pruned, samples))
+        assert torch.equal(generated(reloaded, samples, True), generated(reloaded, samples, False))
+
+    def test_what_was_measured_is_plausible(self, written):
+        rows = json.loads((written / "results.json").read_text())
+        value = {(row["name"], row["model"]): row["value"] for row in rows}
+        assert value["parameters", "dense"] == 134_515_008
+        assert value["kv_bytes_per_token", "dense"] == 30 * 2 * 3 * 64 * 4
+        assert value["kv_bytes_per_token", "pruned"] == 22 * 2 * 3 * 64 * 4
+        assert 1 < value["perplexity", "dense"] < value["perplexity", "pruned"]
+        assert 0 < value["kl_to_dense", "pruned"] < 20
+
+    def test_block_influence_is_that_of_hooks_and_numpy(self, dense):
+        source, model, tokenizer = dense
+        samples = text_samples(tokenizer, 2, 64)
+        scores, _ = static_scores(DecoderStream(model, source.architecture), samples)
+        found = next(table for table in scores if table.metric == "block-influence").values
+
+        streams = []
+        # The last block's output is what enters the final norm.
+        modules = [*model.model.layers, model.model.norm]
+        handles = [module.register_forward_pre_hook(lambda _, args: streams.append(args[0])) for module in modules]
+        logits(model, samples)
+        for handle in handles:
+            handle.remove()
+        for layer, (before, after) in enumerate(itertools.pairwise(streams)):
+            x, y = before.double().numpy(), after.double().numpy()
+            cosine = (x * y).sum(-1) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))
+            assert found[str(layer)] == pytest.approx((1 - cosine).mean(), abs=1e-5)
+        assert len(streams) == 31
+
+
+class TestGemma3:
+    @pytest.fixture(scope="class")
+    def result(self, tmp_path_factory):
+        require("gemma3-270m")
+        output = tmp_path_factory.mktemp("gemma3") / "out"
+        return depthcut.prune("gemma3-270m", remove=4, method="shortgpt", unit="block", output=output, **SHORT)
+
+    def test_layer_types_are_those_of_the_kept_blocks(self, result):
+        dense = resolve("gemma3-270m").config
+        config = json.loads((result.output / "config.json").read_text())
+        removed = {unit.layer for unit in result.plan.removed}
+        assert len(removed) == 4 and len(dense.layer_types) == 18
+        assert config["layer_types"] == [kind for i, kind in enumerate(dense.layer_types) if i not in removed]
+        assert config["num_hidden_layers"] == 14 and config["sliding_window"] == dense.sliding_window
+        # Every sixth block of the dense model sees the whole context; which ones are left is no longer a pattern.
+        assert [i for i, kind in enumerate(dense.layer_types) if kind == "full_attention"] == [5, 11, 17]
+
+    def test_the_reloaded_model_is_the_one_in_memory_bit_for_bit(self, result):
+        samples = text_samples(result.tokenizer, 1, 64)
+        reloaded = AutoModelForCausalLM.from_pretrained(result.output, dtype=torch.float32).eval()
+        assert torch.equal(logits(reloaded, samples), logits(result.model, samples))
+        windows = [getattr(block.self_attn, "sliding_window", None) for block in reloaded.model.layers]
+        kinds = reloaded.config.layer_types
+        sliding = reloaded.config.sliding_window
+        assert windows == [sliding if kind == "sliding_attention" else None for kind in kinds]
+        assert torch.equal(generated(reloaded, samples, True), generated(reloaded, samples, False))

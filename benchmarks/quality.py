@@ -32,11 +32,11 @@ from depthcut.types import ScoreTable, Step, Unit
 METHODS = {
     "shortgpt": ("block", lambda: SEARCHES.find("shortgpt").make()),
     "uidl": ("block", lambda: SEARCHES.find("uidl").make()),
-    "greedy blocks, loss (SLEB)": ("block", lambda: Greedy(objective="loss", swap=False)),
-    "greedy sublayers, js (FinerCut)": ("sublayer-count", lambda: Greedy(objective="js", swap=False)),
+    "greedy blocks by loss (SLEB)": ("block", lambda: Greedy(objective="loss", swap=False)),
+    "greedy sublayers by js (FinerCut)": ("sublayer-count", lambda: Greedy(objective="js", swap=False)),
     "greedy blocks": ("block", Greedy),
     "greedy pairs (default)": ("pair", Greedy),
-    "greedy sublayers, cost-aware": ("sublayer", Greedy),
+    "greedy sublayers at cost": ("sublayer", Greedy),
 }
 
 
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", type=Path, required=True, help="folder with the C4 sample and WikiText-2")
     parser.add_argument("--blocks", default="4,8")
-    parser.add_argument("--methods", default=",".join(METHODS).replace(", ", "; "))
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--search-dtype", default="bfloat16")
     parser.add_argument("--output", type=Path, default=Path("out/quality"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    chosen = [name.replace("; ", ", ") for name in options.methods.split(",")]
+    chosen = options.methods.split(",")
 
     source = resolve(options.model)
     tokenizer = source.load_tokenizer()

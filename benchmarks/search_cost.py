@@ -49,10 +49,10 @@ def plain_lazy(problem: Problem) -> list[Step]:
 LAZY = Greedy()
 VARIANTS = {
     "lazy (default)": LAZY.path,
-    "lazy, no exchanges": replace(LAZY, swap=False).path,
-    "lazy, no neighbours": replace(LAZY, swap=False, num_neighbours=0).path,
-    "lazy, pilot of 1/8": replace(LAZY, swap=False, pilot_fraction=0.125).path,
-    "lazy, wider": replace(LAZY, swap=False, num_looks=9, num_neighbours=3, num_full=(3, 5), tolerance=0.1).path,
+    "lazy without exchanges": replace(LAZY, swap=False).path,
+    "lazy without neighbours": replace(LAZY, swap=False, num_neighbours=0).path,
+    "lazy with excerpts of 1/8": replace(LAZY, swap=False, pilot_fraction=0.125).path,
+    "lazy looking wider": replace(LAZY, swap=False, num_looks=9, num_neighbours=3, num_full=(3, 5), tolerance=0.1).path,
     "plain lazy": plain_lazy,
     "prefix reuse": Greedy(strategy="exhaustive", swap=False).path,
 }

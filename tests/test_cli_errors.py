@@ -96,7 +96,10 @@ def prune_error(error, llama, tmp_path):
         (["--remove", "100%"], "something must remain"),
         (["--remove", "2.5"], "'2.5' is no amount: write a share such as 25% or a count such as 8"),
         (["--remove", "much"], "'much' is no amount"),
-        (["--remove", "2", "--budget", "kv=0.7"], "exactly one of remove (25% or 8) and budget"),
+        (
+            ["--remove", "2", "--budget", "kv=0.7"],
+            "give exactly one of remove (25% or 8), budget (parameters=0.8 or kv=0.7)",
+        ),
         (["--budget", "memory=0.5"], "write parameters=0.8 or kv=0.7"),
         (["--budget", "parameters=1.2"], "the fraction between 0 and 1 that stays"),
         (["--remove", "4", "--protect", "0,1,5"], "cannot remove 4 of 6 block units: at most 3 can go"),
@@ -137,8 +140,8 @@ def test_what_only_a_method_knows_is_refused(prune_error, options, words):
 
 @pytest.mark.usefixtures("weights_stay_unread")
 def test_an_amount_is_needed(error, llama, tmp_path):
-    words = "give exactly one of remove (25% or 8) and budget (parameters=0.8 or kv=0.7), not neither"
-    assert words in error("prune", llama, "-o", tmp_path / "out")
+    sentence = error("prune", llama, "-o", tmp_path / "out")
+    assert sentence.startswith("give exactly one of remove (25% or 8), budget (parameters=0.8 or kv=0.7)")
 
 
 @pytest.mark.usefixtures("weights_stay_unread")

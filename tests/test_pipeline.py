@@ -298,6 +298,20 @@ def test_two_runs_with_a_seed_give_one_plan_and_another_seed_reads_other_text(mo
     assert len(orders) > 1
 
 
+def test_other_methods_are_measured_beside_at_equal_parameters(models, capsys):
+    # A window of three blocks beside block 2 is there for ShortGPT, which takes single ones, but not for UIDL.
+    options = OPTIONS | {"remove": "3", "protect": ("2",), "compare": ("shortgpt", "uidl", "deepest-first")}
+    result = depthcut.prune(str(models["llama"]), **options)
+    measured = {(row.name, row.model): row.value for row in result.measurements}
+    assert measured["blocks", "shortgpt"] == measured["blocks", "pruned"] == 3
+    assert measured["kl_to_dense", "shortgpt"] == measured["kl_to_dense", "pruned"]
+
+    result = depthcut.prune(str(models["llama"]), **(options | {"remove": "4"}))
+    models_measured = {row.model for row in result.measurements}
+    assert models_measured == {"dense", "pruned", "shortgpt", "deepest-first"}
+    assert "not compared with uidl: no window of unprotected blocks" in capsys.readouterr().err
+
+
 # Plans found before
 
 
@@ -508,7 +522,7 @@ def test_the_report_is_made_again_from_the_artefacts(pruned, command, tmp_path):
     pages = [path.read_text() for path in (folder / "report.html", tmp_path / "page.html")]
     figures = [re.findall(r"<td[^>]*>(.*?)</td>", page) for page in pages]
     assert figures[0] == figures[1] and len(figures[0]) > tiny.NUM_BLOCKS
-    assert "depthcut report" in pages[1]
+    assert f"depthcut run {folder / 'recipe.yaml'} -o OUT" in pages[1]
 
 
 def test_every_method_metric_and_family_is_listed(command):

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
 
@@ -23,8 +22,8 @@ from depthcut.types import Plan
 pytestmark = pytest.mark.real
 
 SHORT = {
-    "calibration_samples": 4,
-    "calibration_length": 128,
+    "calibration_samples": 2,
+    "calibration_length": 64,
     "evaluation_samples": 2,
     "evaluation_length": 128,
     "speed": False,
@@ -74,9 +73,8 @@ class TestSmolLM2:
         folder = tmp_path_factory.mktemp("smollm2") / "out"
         words = [sys.executable, "-m", "depthcut", "prune", "smollm2", "--remove", "25%", "-o", str(folder)]
         words += ["--method", "shortgpt", "--no-speed", "--evaluation-samples", "2", "--evaluation-length", "128"]
-        words += ["--calibration-samples", "4", "--calibration-length", "128"]
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        words += ["--calibration-samples", "2", "--calibration-length", "64"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "reloaded in a fresh process: logits equal bit for bit" in done.stdout
         return folder
@@ -129,14 +127,13 @@ class TestGemma3:
         return depthcut.prune("gemma3-270m", remove=4, method="shortgpt", unit="block", output=output, **SHORT)
 
     def test_layer_types_are_those_of_the_kept_blocks(self, result):
-        dense = resolve("gemma3-270m").config
+        # Every sixth block of the dense model sees the whole context; which ones are left is no longer a pattern.
+        dense = 3 * (5 * ["sliding_attention"] + ["full_attention"])
         config = json.loads((result.output / "config.json").read_text())
         removed = {unit.layer for unit in result.plan.removed}
-        assert len(removed) == 4 and len(dense.layer_types) == 18
-        assert config["layer_types"] == [kind for i, kind in enumerate(dense.layer_types) if i not in removed]
-        assert config["num_hidden_layers"] == 14 and config["sliding_window"] == dense.sliding_window
-        # Every sixth block of the dense model sees the whole context; which ones are left is no longer a pattern.
-        assert [i for i, kind in enumerate(dense.layer_types) if kind == "full_attention"] == [5, 11, 17]
+        assert len(removed) == 4
+        assert config["layer_types"] == [kind for layer, kind in enumerate(dense) if layer not in removed]
+        assert config["num_hidden_layers"] == 14 and config["sliding_window"] == 512
 
     def test_the_reloaded_model_is_the_one_in_memory_bit_for_bit(self, result):
         samples = text_samples(result.tokenizer, 1, 64)

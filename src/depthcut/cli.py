@@ -93,7 +93,7 @@ def prune(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = "2GiB",
+    memory_budget: MemoryBudget = "1GiB",
     speed: Speed = True,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -259,6 +259,21 @@ def evaluate(
 
 
 @app.command()
+def export(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or any model.")],
+    output_dir: Output,
+    to: Annotated[str, typer.Option(help="Form to write: hf.")] = "hf",
+    dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model in another form or precision, verified in a fresh process."""
+    from depthcut import pipeline
+
+    pipeline.export(directory, to, output_dir, dtype=dtype, overwrite=overwrite)
+    print(f"written to {output_dir}")
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that prune or apply wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="By default DIR/report.html.")] = None,
@@ -277,10 +292,16 @@ def report(
         scores=ScoreTable.from_file(scores) if scores.is_file() else None,
         measurements=measurements,
         unit_sizes=plan.unit_sizes,
-        command=f"depthcut report {shlex.quote(str(directory))}",
+        command=shlex.join(["depthcut", *_how_to_make(directory, plan), "-o", "OUT"]),
         software={"measured with": measurements[0].software} if measurements else {},
     )
     print(f"written to {target}")
+
+
+def _how_to_make(directory: Path, plan: Plan) -> list[str]:
+    """The command that makes what a directory holds: from its recipe, or where a plan was applied from that."""
+    recipe = directory / "recipe.yaml"
+    return ["run", str(recipe)] if recipe.is_file() else ["apply", plan.model.source, str(directory / "plan.json")]
 
 
 @app.command("ls")
@@ -290,9 +311,11 @@ def list_names() -> None:
     from rich.table import Table
 
     from depthcut.calibration import BUILT_IN
+    from depthcut.export import EXPORTS
     from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
     from depthcut.model.architectures import FAMILIES
     from depthcut.model.load import PACKAGED_MODELS
+    from depthcut.objectives import OBJECTIVES
     from depthcut.search.problem import SEARCHES
 
     console = Console()
@@ -303,7 +326,9 @@ def list_names() -> None:
             *((name, meaning, "") for name, meaning in METRICS.items()),
         ],
         "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
-        "texts (SOURCE)": [(name, "", "") for name in BUILT_IN],
+        "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
+        "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
+        "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
     }
     for title, rows in sections.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None)

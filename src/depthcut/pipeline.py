@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.calibration import Samples
 from depthcut.evaluation.compare import compare, software
+from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
@@ -23,8 +28,10 @@ from depthcut.report import write_model_card, write_report
 from depthcut.search.problem import SEARCHES, Budget, Problem
 from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
-from depthcut.types import Cost, InputError, Measurement, Plan, Record, ScoreTable, Unit, write_measurements
+from depthcut.types import Cost, InputError, Measurement, Plan, Record, Scores, ScoreTable, Unit, write_measurements
 from depthcut.workspace import check_output, workspace
+
+ARTEFACTS = ("plan.json", "scores.json", "results.json", "recipe.yaml", "report.html", "README.md")
 
 HELD_OUT_SHARE = 4
 """Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
@@ -188,6 +195,27 @@ def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
     return compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=recipe.speed)
 
 
+def export(directory: str, form: str, output: Path, *, dtype: str = "auto", overwrite: bool = False) -> None:
+    """Writes a model directory in another form or precision and verifies it; its plan and card come along.
+
+    Raises:
+        InputError: the form is unknown, or the directory holds no model that can be written.
+        VerificationError: what was written is not the model; no output appears.
+    """
+    exporter = EXPORTS.find(form).make()
+    check_output(output, overwrite=overwrite, resume=False)
+    source = resolve(directory, dtype=dtype)
+    tokenizer = source.load_tokenizer()
+    model = source.load_model()
+    first_ids = torch.arange(PROBE_TOKENS)[None] + min(PROBE_TOKENS, len(tokenizer) // 2)
+    with workspace(output, overwrite=overwrite, resume=False) as folder:
+        exporter.write(model, tokenizer, folder)
+        exporter.verify(folder, model, first_ids % len(tokenizer))
+        for name in ARTEFACTS:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, folder / name)
+
+
 def _score(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
     """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
     stream, calibration, model = session.stream, session.calibration, session.source.provenance
@@ -220,6 +248,7 @@ def _find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple
     assert stream is not None and calibration is not None
     problem = replace(problem, scores=scores)
     search, ablations = recipe.build_search(), []
+    estimated: list[Scores] = []
     began, evaluations = time.monotonic(), stream.unit_evaluations
     if problem.budget.kind == "increase":
         num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
@@ -233,13 +262,26 @@ def _find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple
     if not ablations:
         return scores, _plan(recipe, session.source, problem, scores, cost)
     with progress("searching", problem.steps_at_most) as advance:
-        plan = _plan(recipe, session.source, replace(problem, advance=advance), scores, Cost())
+        problem = replace(problem, advance=advance, keep_scores=estimated.append)
+        plan = _plan(recipe, session.source, problem, scores, Cost())
     cost = Cost(
         unit_evaluations=cost.unit_evaluations + stream.unit_evaluations - evaluations,
         candidate_evaluations=round(sum(ablation.candidate_evaluations for ablation in ablations)),
         seconds=round(cost.seconds + time.monotonic() - began, 3),
     )
-    return scores, plan.model_copy(update={"cost": cost})
+    return _with_estimates(scores, estimated, folder), plan.model_copy(update={"cost": cost})
+
+
+def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path | None) -> ScoreTable:
+    """The table with what a search has estimated; an interrupted run may have left the same there."""
+    if not estimated:
+        return table
+    names = {(scores.metric, scores.unit) for scores in estimated}
+    others = [scores for scores in table.scores if (scores.metric, scores.unit) not in names]
+    table = table.model_copy(update={"scores": (*others, *estimated)})
+    if folder is not None:
+        write_whole(folder / "scores.json", table)
+    return table
 
 
 def _journal_file(folder: Path | None, name: str) -> Path | None:
@@ -289,13 +331,18 @@ def _plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: ScoreTa
 
 def _rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
     """What the methods to compare with remove, where the same share of parameters has to go."""
-    left = problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters
+    # Next above, since a share that was rounded down would ask of them a unit more than the plan removes.
+    left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)
     rivals = {}
     for method in session.recipe.compare:
         search = SEARCHES.find(method).make()
         posed = replace(problem, unit=search.preferred_unit, budget=Budget("parameters", left), scores=scores)
-        path = search.path(posed)
-        rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)
+        try:
+            path = search.path(posed)
+            rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)
+        except InputError as error:
+            # The search is done; what another method cannot do is no reason to throw its result away.
+            print(f"not compared with {method}: {error}", file=sys.stderr)
     return rivals
 
 

@@ -58,7 +58,7 @@ class Recipe(Record):
     compare: tuple[str, ...] = ()
     recover: Literal["none"] = "none"
     batch_size: int = Field(4, ge=1)
-    memory_budget: str = "2GiB"
+    memory_budget: str = "1GiB"
     speed: bool = True
     seed: int = Field(0, ge=0)
 

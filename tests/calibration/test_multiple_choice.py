@@ -99,6 +99,9 @@ def test_prefix_reuse_and_batches_of_whole_questions(file, tokenizer):
     fresh = Ablation(stream, ablation.samples, "task", batch_size=4)
     assert ablation.evaluate(candidates) == [fresh(removed) for removed in candidates]
     assert ablation.on_excerpts(0.3).batch_sizes == [2]
+    first, last = ablation.samples.split(8)
+    assert [len(part.choices.rows) for part in (first, last)] == [2, 3]
+    assert len(first.input_ids) == 5
 
 
 def test_other_objectives_see_every_token_of_the_answers(file, tokenizer):
@@ -179,7 +182,12 @@ def test_a_task_calibrates_a_whole_run(file, tmp_path, method):
         evaluation_length=16,
         speed=False,
     )
-    plan = pipeline.prune(recipe).plan
+    result = pipeline.prune(recipe)
+    plan = result.plan
+    if method == "shapley":
+        scores = result.scores.find("shapley", "block")
+        assert scores.measure.startswith("task, nats per token; ")
+        assert scores.standard_errors.keys() == scores.values.keys()
     assert plan.objective == "task"
     assert plan.steps[0].objective is not None
     assert len(plan.removed) == 2

@@ -75,13 +75,16 @@ class Samples:
         return cls(input_ids, torch.ones_like(input_ids), description, digests)
 
     def split(self, num_first: int) -> tuple[Samples, Samples]:
-        """The first sequences and the rest, each described as a part."""
+        """The first sequences and the rest, each described as a part; questions stay whole."""
+        if self.choices is not None:
+            num_first = int((self.choices.question < self.choices.question[num_first]).sum())
         parts = []
         for rows, name in ((slice(None, num_first), "first"), (slice(num_first, None), "last")):
             ids = self.input_ids[rows]
             update = {"detail": f"{name} {len(ids)} sequences of: {self.description.detail}", "num_samples": len(ids)}
             description = self.description.model_copy(update=update | {"digest": token_digest(ids)})
-            parts.append(Samples(ids, self.attention_mask[rows], description, self.document_digests))
+            choices = None if self.choices is None else self.choices[rows]
+            parts.append(Samples(ids, self.attention_mask[rows], description, self.document_digests, choices))
         return parts[0], parts[1]
 
     def excerpts(self, fraction: float) -> Samples:

@@ -1,5 +1,31 @@
 """Forms in which a pruned model is written: one file a form. Every one verifies what it wrote, in a fresh process."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from depthcut.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 class VerificationError(RuntimeError):
     """What was written is not the model in memory."""
+
+
+class Export(Protocol):
+    """One form."""
+
+    def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        """Writes a model into an existing folder."""
+        ...
+
+    def verify(self, folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
+        """Raises VerificationError where what was written is not the model, judged in a fresh process."""
+        ...
+
+
+EXPORTS: Registry[Export] = Registry("export form", "depthcut.export")

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from depthcut.export import VerificationError
+from depthcut.export import EXPORTS, VerificationError
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
 from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
 
@@ -128,3 +129,17 @@ def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) ->
         do_sample=False,
         use_cache=use_cache,
     )
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """The directory that transformers, and every engine that reads its checkpoints, loads."""
+
+    def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        write_directory(model, tokenizer, folder)
+
+    def verify(self, folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
+        verify_directory(folder, model, input_ids)
+
+
+EXPORTS.register("hf", HuggingFace, summary="Hugging Face directory, safetensors", source="transformers")

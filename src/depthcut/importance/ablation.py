@@ -8,6 +8,7 @@ fixed batches, so that a set's value does not depend on what else was evaluated,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ from depthcut.objectives import (
 )
 from depthcut.types import InputError, Unit
 
-DEFAULT_MEMORY_BUDGET = 2 * 2**30
+DEFAULT_MEMORY_BUDGET = 2**30
 
 Removed = frozenset[Unit]
 
@@ -159,7 +160,8 @@ class Ablation:
             advance: called with 1 after each batch of sequences.
         """
         values = self.per_sequence(sets, range(self.num_batches), advance)
-        return [float(value) for value in values @ self.weights]
+        # Summed row by row: a matrix product rounds differently with the number of sets.
+        return [math.fsum(row) for row in (values * self.weights).tolist()]
 
     @torch.no_grad()
     def per_sequence(
@@ -270,8 +272,11 @@ class Ablation:
             for row in range(len(final)):
                 for begin in range(positions.start, positions.stop, POSITIONS_AT_ONCE):
                     part = slice(begin, min(begin + POSITIONS_AT_ONCE, positions.stop))
+                    reference = next(references)
+                    if not bool(kept.scored[row, part].any()):
+                        continue
                     piece = logits[row, begin - positions.start : part.stop - positions.start].float()
-                    values = self.objective.at_positions(next(references), piece, kept.targets[row, part])
+                    values = self.objective.at_positions(reference, piece, kept.targets[row, part])
                     totals[row] += values[kept.scored[row, part]].double().sum().cpu()
         counts = kept.scored.sum(dim=-1).double().cpu()
         values = self.objective.of_sequence(totals, counts)

@@ -120,6 +120,9 @@ def random_subsets(
 ) -> Importance:
     """mean(v | player absent) - mean(v | player present) over random sub-networks of one size (Deeper Look's code).
 
+    With a player gone, one fewer of the others is: a unit that adds nothing gets less than 0, and half-size networks
+    can rank others below it.
+
     Args:
         values: of each part of the text: every part has sub-networks of its own, as every sample has there. All of them
             are pooled, each part counting the same.

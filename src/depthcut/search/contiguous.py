@@ -68,6 +68,8 @@ def _windows(problem: Problem, method: str) -> list[Removal]:
     """Every window of unprotected blocks of the least length at which one meets the budget, and that does so."""
     if problem.unit != "block":
         raise InputError(f"{method} removes whole blocks, not {problem.unit} units; leave --unit out or give block")
+    if problem.budget.kind == "increase":
+        raise InputError(f"{method} has no path that a ceiling could end; give --remove or --budget")
     for num_removed in range(problem.num_blocks):
         found: list[Removal] = []
         for start in range(problem.num_blocks - num_removed + 1 if num_removed else 1):

@@ -14,7 +14,7 @@ from depthcut.model.architectures import Architecture
 from depthcut.model.units import ModelSizes
 from depthcut.objectives import find_objective
 from depthcut.registry import Registry
-from depthcut.types import InputError, Removal, ScoreTable, Step, Unit, UnitChoice
+from depthcut.types import InputError, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
 
 REMAINING_SHARES = ("parameters", "kv")
 
@@ -89,6 +89,7 @@ class Problem:
         ablation: what the output loses without a set of units, where the search asks for it.
         held_out: the objective that has a ceiling, on calibration text that decides nothing else.
         advance: called with 1 after each step that a long search has taken.
+        keep_scores: called with importances that a search has estimated, which belong into `scores.json`.
         seed: of everything random.
     """
 
@@ -102,6 +103,7 @@ class Problem:
     ablation: Ablation | None = None
     held_out: Ablation | None = None
     advance: Callable[[int], None] = lambda _: None
+    keep_scores: Callable[[Scores], None] = lambda _: None
     seed: int = 0
     units: tuple[Unit, ...] = field(init=False)
 

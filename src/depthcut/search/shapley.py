@@ -23,13 +23,19 @@ from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import InputError, Removal, Step, UnitChoice
 
 Estimator = Literal["permutation", "random-subsets", "leave-one-out"]
+_METRICS: dict[Estimator, str] = {
+    "permutation": "shapley",
+    "random-subsets": "shapley-random-subsets",
+    "leave-one-out": "leave-one-out",
+}
 
 
 @dataclass(frozen=True)
 class Shapley:
     """One-shot ranking by how much the objective rises with a unit gone, on average over what else is gone.
 
-    Protected units are no players: they are never gone. The objective of every step is evaluated after the ranking.
+    Protected units are no players: they are never gone. The objective of every step is evaluated after the ranking. The
+    importances with their standard errors go into `scores.json`.
 
     Attributes:
         objective: one of `OBJECTIVES` or `TASK_OBJECTIVES`.
@@ -68,8 +74,10 @@ class Shapley:
         removes_all = sum(len(player) for player in players) == len(problem.units)
         unit: Literal["block", "sublayer"] = "block" if problem.unit == "block" else "sublayer"
         found = self.importance(players, problem.ablation, problem.seed)
-        values = found.scores("shapley", unit, problem.ablation.objective.measure).values
-        ranked = [player for player, _ in rank(values, players)]
+        measure = f"{self.objective}, {problem.ablation.objective.measure}"
+        scores = found.scores(_METRICS[self.estimator], unit, measure)
+        problem.keep_scores(scores)
+        ranked = [player for player, _ in rank(scores.values, players)]
         value = value_of(problem.ablation)
         steps: list[Step] = []
         removed: Removed = frozenset()

@@ -59,6 +59,7 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
         seed=recipe.seed,
     )
     problem.check()
+    recipe.build_search().check(problem)
     check_removal(source.config, source.architecture, units[:1])
     return problem
 

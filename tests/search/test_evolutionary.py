@@ -116,18 +116,18 @@ def test_early_stages_save_work():
 
 def test_pairs_are_refused(stream):
     with pytest.raises(InputError, match="use --unit block, attn, ffn or sublayer"):
-        Evolutionary().path(problem(stream, unit="pair"))
+        Evolutionary().check(problem(stream, unit="pair"))
     with pytest.raises(InputError, match="pairs overlap"):
-        Shapley().path(problem(stream, unit="pair"))
+        Shapley().check(problem(stream, unit="pair"))
     with pytest.raises(InputError, match="window removes whole blocks"):
-        Window().path(problem(stream, unit="attn"))
+        Window().check(problem(stream, unit="attn"))
 
 
 def test_a_ceiling_needs_a_path():
     task = replace(problem(stream_without(())), budget=Budget("increase", 0.1, "kl"))
     for search, words in ((Evolutionary(), "and --remove or --budget"), (Window(), "window has no path that a ceil")):
         with pytest.raises(InputError, match=words):
-            search.path(task)
+            search.check(task)
 
 
 @pytest.mark.parametrize("objective", ["kl", "loss"])
@@ -143,7 +143,7 @@ def test_the_window_is_the_best_of_all_of_its_length(objective):
 
 def test_the_window_leaves_protected_blocks(stream):
     task = problem(stream, remove="2", protected=frozenset({Unit(2, "ffn")}))
-    assert removed_layers(Window().path(task)) in ([0, 1], [3, 4], [4, 5])
+    assert removed_layers(Window().check(task)) in ([0, 1], [3, 4], [4, 5])
     with pytest.raises(InputError, match="no window of unprotected blocks"):
         Window().path(problem(stream, remove="4", protected=frozenset({Unit(2, "ffn")})))
 
@@ -169,7 +169,7 @@ def test_rankings_by_shapley_values_remove_first_what_adds_nothing(stream, name)
 
 def test_shapley_spends_no_more_than_it_may_beside_the_path(stream):
     task = problem(stream, unit="sublayer")
-    path = Shapley(max_forwards=60).path(task)
+    path = Shapley(objective="kl", max_forwards=60).path(task)
     assert task.ablation.candidate_evaluations <= 60 + len(path)
     with pytest.raises(InputError, match="30 forward passes are too few .* at least 46"):
-        Shapley(max_forwards=30).path(task)
+        Shapley(objective="kl", max_forwards=30).check(task)

@@ -190,6 +190,7 @@ def permutation(
     Raises:
         InputError: the budget is not enough for two pairs, which a standard error takes.
     """
+    require_enough_forwards(len(players), max_forwards)
     known: dict[Removed, float] = {}
     generator = random.Random(seed)
     num_pairs = max(1, math.factorial(len(players)) // 2)
@@ -211,13 +212,17 @@ def permutation(
         settled = bool(errors.max() <= target_share * importance.abs().mean())
         if len(pairs) >= TRUSTED_PAIRS and settled:
             break
-    if len(pairs) < min(num_pairs, MIN_PAIRS):
-        needed = 2 * MIN_PAIRS * (len(players) - 1) + 2
+    return Importance(tuple(players), tuple(importance.tolist()), tuple(errors.tolist()), len(known))
+
+
+def require_enough_forwards(num_players: int, max_forwards: int) -> None:
+    """Raises InputError when a budget may not be enough for two pairs, which a standard error takes."""
+    needed = 2 * MIN_PAIRS * (num_players - 1) + 2
+    if max_forwards < needed:
         raise InputError(
-            f"{max_forwards} forward passes are too few for Shapley values of {len(players)} units with standard "
+            f"{max_forwards} forward passes are too few for Shapley values of {num_players} units with standard "
             f"errors; allow at least {needed} with max-forwards"
         )
-    return Importance(tuple(players), tuple(importance.tolist()), tuple(errors.tolist()), len(known))
 
 
 def _walk(players: Sequence[Removal], order: Sequence[int]) -> list[Removed]:

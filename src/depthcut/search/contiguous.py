@@ -23,13 +23,17 @@ class Contiguous:
     preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[str] = "angular distance between the window's ends"
 
+    def check(self, problem: Problem) -> None:
+        """Takes whole blocks only."""
+        _check(problem, "uidl")
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
         return 0
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.scores is not None
         angular = problem.scores.angular
-        windows = _windows(problem, "uidl")
+        windows = _windows(problem)
         distances = [angular[window[0].layer][_num_blocks(window) - 1] if window else 0.0 for window in windows]
         return _best(windows, distances)
 
@@ -51,25 +55,32 @@ class Window:
     def __post_init__(self) -> None:
         find_objective(self.objective)
 
+    def check(self, problem: Problem) -> None:
+        """Takes whole blocks only."""
+        _check(problem, "window")
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
-        windows = _windows(problem, "window")
+        windows = _windows(problem)
         units, size = len(problem.units), max(map(len, windows))
         # Of what is not removed, on average the half after the window has to be run.
         return num_sequences * (units + len(windows) * (units - size) // 2)
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None
-        windows = _windows(problem, "window")
+        windows = _windows(problem)
         problem.ablation.rebase([])
         return _best(windows, problem.ablation.evaluate([frozenset(window) for window in windows]))
 
 
-def _windows(problem: Problem, method: str) -> list[Removal]:
-    """Every window of unprotected blocks of the least length at which one meets the budget, and that does so."""
+def _check(problem: Problem, method: str) -> None:
     if problem.unit != "block":
         raise InputError(f"{method} removes whole blocks, not {problem.unit} units; leave --unit out or give block")
     if problem.budget.kind == "increase":
         raise InputError(f"{method} has no path that a ceiling could end; give --remove or --budget")
+
+
+def _windows(problem: Problem) -> list[Removal]:
+    """Every window of unprotected blocks of the least length at which one meets the budget, and that does so."""
     for num_removed in range(problem.num_blocks):
         found: list[Removal] = []
         for start in range(problem.num_blocks - num_removed + 1 if num_removed else 1):

@@ -50,6 +50,14 @@ class Evolutionary:
     def __post_init__(self) -> None:
         find_objective(self.objective)
 
+    def check(self, problem: Problem) -> None:
+        """Takes every unit but pairs, and budgets that give a size."""
+        if problem.unit == "pair" or problem.budget.kind == "increase":
+            raise InputError(
+                "evopress exchanges groups of a set whose size the budget gives; use --unit block, attn, ffn or "
+                "sublayer, and --remove or --budget"
+            )
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
         passes, survivors = 0.0, self.offspring
         for share, survive in self.stages:
@@ -60,11 +68,6 @@ class Evolutionary:
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None
-        if problem.unit == "pair" or problem.budget.kind == "increase":
-            raise InputError(
-                "evopress exchanges groups of a set whose size the budget gives; use --unit block, attn, ffn or "
-                "sublayer, and --remove or --budget"
-            )
         return _Evolution(self, problem, problem.ablation).path()
 
 

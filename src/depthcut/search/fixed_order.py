@@ -27,6 +27,9 @@ class FixedOrder:
     preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[None] = None
 
+    def check(self, problem: Problem) -> None:
+        """Takes any unit and budget."""
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
         return 0
 

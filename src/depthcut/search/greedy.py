@@ -67,6 +67,9 @@ class Greedy:
     def __post_init__(self) -> None:
         find_objective(self.objective)
 
+    def check(self, problem: Problem) -> None:
+        """Takes any unit and budget."""
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
         candidates, size = len(problem.candidates()), len(problem.candidates()[0])
         units = len(problem.units)

@@ -53,13 +53,16 @@ class OneShot:
     def objective(self) -> str:
         return self.metric
 
+    def check(self, problem: Problem) -> None:
+        """Takes every unit but pairs."""
+        if problem.unit == "pair":
+            raise InputError("a one-shot ranking has no scores for pairs; use --unit block, attn, ffn or sublayer")
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
         candidates = len(problem.candidates())
         return num_sequences * candidates * len(problem.units) // 2 if self.needs == "objective" else 0
 
     def path(self, problem: Problem) -> list[Step]:
-        if problem.unit == "pair":
-            raise InputError("a one-shot ranking has no scores for pairs; use --unit block, attn, ffn or sublayer")
         candidates = problem.candidates()
         removes_all = sum(len(removal) for removal in candidates) == len(problem.units)
         ranked = rank(self._values(problem, candidates), candidates)

@@ -248,6 +248,10 @@ class Search(Protocol):
         """Steps in order, as many as can go."""
         ...
 
+    def check(self, problem: Problem) -> None:
+        """Raises InputError where the search cannot take the problem's unit or budget; needs no weights."""
+        ...
+
     def estimate(self, problem: Problem, num_sequences: int) -> int:
         """About how many unit evaluations finding a path takes, beside scoring: known before any weights load."""
         ...

@@ -13,10 +13,10 @@ demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --compare shortgpt -o $(OUT) --overwrite
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -n 2 -m "not real"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

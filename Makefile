@@ -10,7 +10,7 @@ OUT ?= out/demo
 .PHONY: demo test test-fast lint bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/depthcut prune smollm2 --remove 25% --compare shortgpt -o $(OUT) --overwrite
+	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2

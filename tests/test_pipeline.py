@@ -387,7 +387,7 @@ def test_a_killed_run_leaves_no_output_and_can_be_resumed(pruned, models, tmp_pa
         depthcut.prune(str(models["llama"]), output=tmp_path / "out", resume=True, **(OPTIONS | {"remove": "3"}))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "static_scores", lambda *_: pytest.fail("the scores were computed again"))
+        patch.setattr(planning, "static_scores", lambda *_: pytest.fail("the scores were computed again"))
         result = run(resume=True)
     assert without_cost(read(tmp_path / "out")) == without_cost(read(pruned().output))
     assert {file.name for file in tmp_path.iterdir()} == {"out"}

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthcut.calibration import Samples
 from depthcut.evaluation.compare import compare, software
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
-from depthcut.importance.ablation import Ablation
-from depthcut.importance.static import static_scores
-from depthcut.journal import Journal
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.progress import progress
+from depthcut.planning import find_plan, find_rivals, make_plan, score_units
 from depthcut.recipe import Recipe
 from depthcut.report import write_model_card, write_report
-from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.search.problem import Problem
 from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
-from depthcut.types import Cost, InputError, Measurement, Plan, Record, Scores, ScoreTable, Unit, write_measurements
+from depthcut.types import Cost, InputError, Measurement, Plan, ScoreTable, Unit, write_measurements
 from depthcut.workspace import check_output, workspace
 
 ARTEFACTS = ("plan.json", "scores.json", "results.json", "recipe.yaml", "report.html", "README.md")
-
-HELD_OUT_SHARE = 4
-"""Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +69,8 @@ def prune(
 
     def run(folder: Path | None) -> Result:
         loaded = session.load()
-        scores, plan = _find_plan(loaded, problem, folder)
-        return _carry_out(loaded, plan, scores, folder, command, _rivals(loaded, problem, plan, scores))
+        scores, plan = find_plan(loaded, problem, folder)
+        return _carry_out(loaded, plan, scores, folder, command, find_rivals(loaded, problem, plan, scores))
 
     if output is None:
         return run(None)
@@ -117,11 +107,11 @@ def preview(recipe: Recipe) -> Preview:
     num_sequences = recipe.calibration_samples
     scoring = num_sequences * len(problem.units)
     if search.needs == "configuration" and problem.budget.kind != "increase":
-        return Preview(source, problem, _plan(recipe, source, problem, None, Cost()), 0)
+        return Preview(source, problem, make_plan(recipe, source, problem, None, Cost()), 0)
     if search.needs == "objective" or problem.budget.kind == "increase":
         Session.prepare(recipe, source)
         return Preview(source, problem, None, scoring + search.estimate(problem, num_sequences))
-    plan = _find_plan(Session.prepare(recipe, source).load(), problem, None)[1]
+    plan = find_plan(Session.prepare(recipe, source).load(), problem, None)[1]
     return Preview(source, problem, plan, scoring)
 
 
@@ -132,7 +122,7 @@ def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTabl
     _require_other_folder(output, source)
     session = Session.prepare(recipe, source, evaluate=False)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
-        return _score(session.load(), folder)[0]
+        return score_units(session.load(), folder)[0]
 
 
 def apply_plan(
@@ -208,142 +198,12 @@ def export(directory: str, form: str, output: Path, *, dtype: str = "auto", over
     tokenizer = source.load_tokenizer()
     model = source.load_model()
     first_ids = torch.arange(PROBE_TOKENS)[None] + min(PROBE_TOKENS, len(tokenizer) // 2)
-    with workspace(output, overwrite=overwrite, resume=False) as folder:
+    with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         exporter.write(model, tokenizer, folder)
         exporter.verify(folder, model, first_ids % len(tokenizer))
         for name in ARTEFACTS:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, folder / name)
-
-
-def _score(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
-    """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
-    stream, calibration, model = session.stream, session.calibration, session.source.provenance
-    assert stream is not None and calibration is not None
-    file = folder / "scores.json" if folder else None
-    if file is not None and file.is_file():
-        found = ScoreTable.from_file(file)
-        if found.model == model and found.calibration == calibration.description:
-            return found, Cost()
-    began, evaluations = time.monotonic(), stream.unit_evaluations
-    with progress("scoring", len(calibration.input_ids)) as advance:
-        scores, angular = static_scores(stream, calibration, session.recipe.batch_size, advance)
-    table = ScoreTable(model=model, calibration=calibration.description, scores=tuple(scores), angular=angular)
-    if file is not None:
-        write_whole(file, table)
-    seconds = round(time.monotonic() - began, 3)
-    return table, Cost(unit_evaluations=stream.unit_evaluations - evaluations, seconds=seconds)
-
-
-def write_whole(file: Path, record: Record) -> None:
-    """Writes a record so that a killed process leaves the old file or the new one, never half of it."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(record.to_json(), encoding="utf-8")
-    partial.replace(file)
-
-
-def _find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[ScoreTable, Plan]:
-    scores, cost = _score(session, folder)
-    recipe, stream, calibration = session.recipe, session.stream, session.calibration
-    assert stream is not None and calibration is not None
-    problem = replace(problem, scores=scores)
-    search, ablations = recipe.build_search(), []
-    estimated: list[Scores] = []
-    began, evaluations = time.monotonic(), stream.unit_evaluations
-    if problem.budget.kind == "increase":
-        num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
-        calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
-        ablations.append(_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
-        problem = replace(problem, held_out=ablations[0])
-    if search.needs == "objective":
-        assert search.objective is not None
-        ablations.append(_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
-        problem = replace(problem, ablation=ablations[-1])
-    if not ablations:
-        return scores, _plan(recipe, session.source, problem, scores, cost)
-    with progress("searching", problem.steps_at_most) as advance:
-        problem = replace(problem, advance=advance, keep_scores=estimated.append)
-        plan = _plan(recipe, session.source, problem, scores, Cost())
-    cost = Cost(
-        unit_evaluations=cost.unit_evaluations + stream.unit_evaluations - evaluations,
-        candidate_evaluations=round(sum(ablation.candidate_evaluations for ablation in ablations)),
-        seconds=round(cost.seconds + time.monotonic() - began, 3),
-    )
-    return _with_estimates(scores, estimated, folder), plan.model_copy(update={"cost": cost})
-
-
-def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path | None) -> ScoreTable:
-    """The table with what a search has estimated; an interrupted run may have left the same there."""
-    if not estimated:
-        return table
-    names = {(scores.metric, scores.unit) for scores in estimated}
-    others = [scores for scores in table.scores if (scores.metric, scores.unit) not in names]
-    table = table.model_copy(update={"scores": (*others, *estimated)})
-    if folder is not None:
-        write_whole(folder / "scores.json", table)
-    return table
-
-
-def _journal_file(folder: Path | None, name: str) -> Path | None:
-    return folder / f"{name}.jsonl" if folder else None
-
-
-def _ablation(session: Session, text: Samples, objective: str, journal: Path | None) -> Ablation:
-    """What the output loses without units, with every result written down for a run that is killed."""
-    recipe, stream = session.recipe, session.stream
-    assert stream is not None
-    batch_size = max(1, min(recipe.batch_size, len(text.input_ids) // 8))
-    settings = {
-        "model": session.source.provenance.digest,
-        "dtype": session.source.provenance.dtype,
-        "calibration": text.description.digest,
-        "objective": objective,
-        "batch_size": batch_size,
-    }
-    return Ablation(
-        stream,
-        text,
-        objective,
-        journal=Journal(journal, settings),
-        batch_size=batch_size,
-        memory_budget=recipe.memory_bytes,
-    )
-
-
-def _plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: ScoreTable | None, cost: Cost) -> Plan:
-    search = recipe.build_search()
-    path = search.path(problem)
-    plan = Plan(
-        model=source.provenance,
-        calibration=scores.calibration if scores else None,
-        method=recipe.method,
-        unit=problem.unit,
-        budget=str(problem.budget),
-        objective=search.objective,
-        protected=tuple(sorted(problem.protected)),
-        seed=recipe.seed,
-        unit_sizes={str(unit): size for unit, size in problem.sizes.units.items()},
-        steps=tuple(path),
-        cost=cost,
-    )
-    return plan.applying(problem.num_steps(path))
-
-
-def _rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
-    """What the methods to compare with remove, where the same share of parameters has to go."""
-    # Next above, since a share that was rounded down would ask of them a unit more than the plan removes.
-    left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)
-    rivals = {}
-    for method in session.recipe.compare:
-        search = SEARCHES.find(method).make()
-        posed = replace(problem, unit=search.preferred_unit, budget=Budget("parameters", left), scores=scores)
-        try:
-            path = search.path(posed)
-            rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)
-        except InputError as error:
-            # The search is done; what another method cannot do is no reason to throw its result away.
-            print(f"not compared with {method}: {error}", file=sys.stderr)
-    return rivals
 
 
 def _carry_out(
@@ -402,7 +262,7 @@ def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
 
 
 def _write_artefacts(session: Session, result: Result, folder: Path, command: str) -> None:
-    write_whole(folder / "plan.json", result.plan)
+    result.plan.write(folder / "plan.json")
     write_measurements(list(result.measurements), folder / "results.json")
     write_report(
         folder / "report.html",

@@ -80,6 +80,12 @@ class Record(BaseModel):
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
 
+    def write(self, path: Path) -> None:
+        """Writes the record so that a killed process leaves the old file or the new one, never half of it."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Reads one record. Raises InputError when the file is missing or does not hold one."""

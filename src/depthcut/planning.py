@@ -1,0 +1,153 @@
+"""From a loaded session to scores and a plan, with what was found kept on disk for a run that is killed."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from depthcut.calibration import Samples
+from depthcut.importance.ablation import Ablation
+from depthcut.importance.static import static_scores
+from depthcut.journal import Journal
+from depthcut.model.load import ModelSource
+from depthcut.progress import progress
+from depthcut.recipe import Recipe
+from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.session import Session
+from depthcut.types import Cost, InputError, Plan, Scores, ScoreTable, Unit
+
+HELD_OUT_SHARE = 4
+"""Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
+
+
+def score_units(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
+    """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
+    stream, calibration, model = session.stream, session.calibration, session.source.provenance
+    assert stream is not None and calibration is not None
+    file = folder / "scores.json" if folder else None
+    if file is not None and file.is_file():
+        found = ScoreTable.from_file(file)
+        if found.model == model and found.calibration == calibration.description:
+            return found, Cost()
+    began, evaluations = time.monotonic(), stream.unit_evaluations
+    with progress("scoring", len(calibration.input_ids)) as advance:
+        scores, angular = static_scores(stream, calibration, session.recipe.batch_size, advance)
+    table = ScoreTable(model=model, calibration=calibration.description, scores=tuple(scores), angular=angular)
+    if file is not None:
+        table.write(file)
+    seconds = round(time.monotonic() - began, 3)
+    return table, Cost(unit_evaluations=stream.unit_evaluations - evaluations, seconds=seconds)
+
+
+def find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[ScoreTable, Plan]:
+    """Scores and plan of a loaded session.
+
+    Args:
+        folder: where scores and journals are kept for a run that is killed; nowhere where left out.
+    """
+    scores, cost = score_units(session, folder)
+    recipe, stream, calibration = session.recipe, session.stream, session.calibration
+    assert stream is not None and calibration is not None
+    problem = replace(problem, scores=scores)
+    search, ablations = recipe.build_search(), []
+    estimated: list[Scores] = []
+    began, evaluations = time.monotonic(), stream.unit_evaluations
+    if problem.budget.kind == "increase":
+        num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
+        calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
+        ablations.append(_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
+        problem = replace(problem, held_out=ablations[0])
+    if search.needs == "objective":
+        assert search.objective is not None
+        ablations.append(_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
+        problem = replace(problem, ablation=ablations[-1])
+    if not ablations:
+        return scores, make_plan(recipe, session.source, problem, scores, cost)
+    with progress("searching", problem.steps_at_most) as advance:
+        problem = replace(problem, advance=advance, keep_scores=estimated.append)
+        plan = make_plan(recipe, session.source, problem, scores, Cost())
+    cost = Cost(
+        unit_evaluations=cost.unit_evaluations + stream.unit_evaluations - evaluations,
+        candidate_evaluations=round(sum(ablation.candidate_evaluations for ablation in ablations)),
+        seconds=round(cost.seconds + time.monotonic() - began, 3),
+    )
+    return _with_estimates(scores, estimated, folder), plan.model_copy(update={"cost": cost})
+
+
+def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path | None) -> ScoreTable:
+    """The table with what a search has estimated; an interrupted run may have left the same there."""
+    if not estimated:
+        return table
+    names = {(scores.metric, scores.unit) for scores in estimated}
+    others = [scores for scores in table.scores if (scores.metric, scores.unit) not in names]
+    table = table.model_copy(update={"scores": (*others, *estimated)})
+    if folder is not None:
+        table.write(folder / "scores.json")
+    return table
+
+
+def _journal_file(folder: Path | None, name: str) -> Path | None:
+    return folder / f"{name}.jsonl" if folder else None
+
+
+def _ablation(session: Session, text: Samples, objective: str, journal: Path | None) -> Ablation:
+    """What the output loses without units, with every result written down for a run that is killed."""
+    recipe, stream = session.recipe, session.stream
+    assert stream is not None
+    batch_size = max(1, min(recipe.batch_size, len(text.input_ids) // 8))
+    settings = {
+        "model": session.source.provenance.digest,
+        "dtype": session.source.provenance.dtype,
+        "calibration": text.description.digest,
+        "objective": objective,
+        "batch_size": batch_size,
+    }
+    return Ablation(
+        stream,
+        text,
+        objective,
+        journal=Journal(journal, settings),
+        batch_size=batch_size,
+        memory_budget=recipe.memory_bytes,
+    )
+
+
+def make_plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: ScoreTable | None, cost: Cost) -> Plan:
+    """Runs the search on a problem that holds all it needs, and marks the steps that the budget takes."""
+    search = recipe.build_search()
+    path = search.path(problem)
+    plan = Plan(
+        model=source.provenance,
+        calibration=scores.calibration if scores else None,
+        method=recipe.method,
+        unit=problem.unit,
+        budget=str(problem.budget),
+        objective=search.objective,
+        protected=tuple(sorted(problem.protected)),
+        seed=recipe.seed,
+        unit_sizes={str(unit): size for unit, size in problem.sizes.units.items()},
+        steps=tuple(path),
+        cost=cost,
+    )
+    return plan.applying(problem.num_steps(path))
+
+
+def find_rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
+    """What the methods to compare with remove, where the same share of parameters has to go."""
+    # Next above, since a share that was rounded down would ask of them a unit more than the plan removes.
+    left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)
+    rivals = {}
+    for method in session.recipe.compare:
+        search = SEARCHES.find(method).make()
+        posed = replace(problem, unit=search.preferred_unit, budget=Budget("parameters", left), scores=scores)
+        try:
+            path = search.path(posed)
+            rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)
+        except InputError as error:
+            # The search is done; what another method cannot do is no reason to throw its result away.
+            print(f"not compared with {method}: {error}", file=sys.stderr)
+    return rivals

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthcut
 import tiny
-from depthcut import cli, pipeline
+from depthcut import cli, pipeline, planning
 from depthcut.export import VerificationError, hf
 from depthcut.importance.static import METRICS
 from depthcut.model.load import ModelSource

@@ -100,7 +100,7 @@ def prune_error(error, llama, tmp_path):
             ["--remove", "2", "--budget", "kv=0.7"],
             "give exactly one of remove (25% or 8), budget (parameters=0.8 or kv=0.7)",
         ),
-        (["--budget", "memory=0.5"], "write parameters=0.8 or kv=0.7"),
+        (["--budget", "memory=0.5"], "write parameters=0.8, kv=0.7 or latency=0.8"),
         (["--budget", "parameters=1.2"], "the fraction between 0 and 1 that stays"),
         (["--remove", "4", "--protect", "0,1,5"], "cannot remove 4 of 6 block units: at most 3 can go"),
         (["--protect", "first"], "cannot protect 'first': write a block (0 to 5) or a sublayer (0.attn)"),

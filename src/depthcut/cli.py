@@ -49,7 +49,9 @@ UnitOption = Annotated[
 ]
 MemoryBudget = Annotated[str, typer.Option(help="What a search may keep in memory: 2GiB, 800MiB.")]
 Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
-BudgetOption = Annotated[str | None, typer.Option("--budget", help="What may stay: parameters=0.8 or kv=0.7.")]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", help="What may stay: parameters=0.8, kv=0.7 or latency=0.8.")
+]
 MaxIncrease = Annotated[str | None, typer.Option(help="Remove all that costs at most this: kl=0.1, loss=0.05.")]
 Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
 Calibration = Annotated[str, typer.Option(help="SOURCE of the text that decides.")]

@@ -106,9 +106,10 @@ def preview(recipe: Recipe) -> Preview:
     search = recipe.build_search()
     num_sequences = recipe.calibration_samples
     scoring = num_sequences * len(problem.units)
-    if search.needs == "configuration" and problem.budget.kind != "increase":
+    measured = problem.budget.kind in ("increase", "latency")
+    if search.needs == "configuration" and not measured:
         return Preview(source, problem, make_plan(recipe, source, problem, None, Cost()), 0)
-    if search.needs == "objective" or problem.budget.kind == "increase":
+    if search.needs == "objective" or measured:
         Session.prepare(recipe, source)
         return Preview(source, problem, None, scoring + search.estimate(problem, num_sequences))
     plan = find_plan(Session.prepare(recipe, source).load(), problem, None)[1]

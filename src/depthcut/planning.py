@@ -13,12 +13,13 @@ from depthcut.calibration import Samples
 from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
 from depthcut.journal import Journal
+from depthcut.model.latency import measure_latency
 from depthcut.model.load import ModelSource
 from depthcut.progress import progress
 from depthcut.recipe import Recipe
 from depthcut.search.problem import SEARCHES, Budget, Problem
 from depthcut.session import Session
-from depthcut.types import Cost, InputError, Plan, Scores, ScoreTable, Unit
+from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
 
 HELD_OUT_SHARE = 4
 """Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
@@ -61,6 +62,8 @@ def find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[
         calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
         ablations.append(_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
         problem = replace(problem, held_out=ablations[0])
+    if problem.budget.kind == "latency":
+        problem = replace(problem, latency=_latency(session, folder))
     if search.needs == "objective":
         assert search.objective is not None
         ablations.append(_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
@@ -88,6 +91,18 @@ def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path
     if folder is not None:
         table.write(folder / "scores.json")
     return table
+
+
+def _latency(session: Session, folder: Path | None) -> Latency:
+    """What units cost in time; a resumed run goes on with what was measured at first, or its path would change."""
+    assert session.stream is not None and session.calibration is not None
+    file = folder / "latency.json" if folder else None
+    if file is not None and file.is_file():
+        return Latency.from_file(file)
+    latency = measure_latency(session.stream, session.calibration.input_ids[:1])
+    if file is not None:
+        latency.write(file)
+    return latency
 
 
 def _journal_file(folder: Path | None, name: str) -> Path | None:
@@ -143,7 +158,8 @@ def find_rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTab
     rivals = {}
     for method in session.recipe.compare:
         search = SEARCHES.find(method).make()
-        posed = replace(problem, unit=search.preferred_unit, budget=Budget("parameters", left), scores=scores)
+        budget = Budget("parameters", left)
+        posed = replace(problem, unit=search.preferred_unit, budget=budget, scores=scores, latency=None)
         try:
             path = search.path(posed)
             rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)

@@ -107,6 +107,8 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         raise InputError(f"{unknown[0]} is no unit of this model: it has {units[0]} to {units[-1]}")
     if not pack(units, removed, architecture):
         raise InputError("nothing would remain: remove fewer units")
+    if "attn" in architecture.branches and not any(unit.kind == "attn" for unit in set(units) - set(removed)):
+        raise InputError("no attention would remain, and a model without any cannot keep track of what it has read")
     named = sorted(name for name in INDEX_SCALARS if getattr(config, name, None))
     if removed and named:
         raise InputError(

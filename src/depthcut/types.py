@@ -209,6 +209,18 @@ class UnitSize(Record):
     kv_bytes_per_token: int
 
 
+class Latency(Record):
+    """Time to decode one token on one machine.
+
+    Attributes:
+        token_seconds: of the whole dense model.
+        unit_seconds: of one unit, by kind.
+    """
+
+    token_seconds: float
+    unit_seconds: dict[str, float]
+
+
 class Cost(Record):
     """What finding a plan took.
 

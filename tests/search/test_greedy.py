@@ -12,13 +12,14 @@ from depthcut.importance.ablation import Ablation
 from depthcut.journal import Journal
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
+from depthcut.model.latency import measure_latency
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.objectives import KL
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
 from depthcut.surgery import is_dense, pack
-from depthcut.types import Unit
+from depthcut.types import Latency, Unit
 
 EXHAUSTIVE = Greedy(strategy="exhaustive", swap=False)
 LAZY = Greedy()
@@ -218,3 +219,43 @@ def test_under_a_ceiling_the_most_goes_that_held_out_text_allows():
     assert removals(found[:3]) == removals(path[:3])
     assert limited.num_steps(path[:3]) == 3
     assert replace(limited, budget=Budget.parse(None, None, "kl=0.0000001")).num_steps(path) == 0
+
+
+def test_a_latency_budget_weighs_damage_by_measured_time():
+    stream = engine()
+    latency = Latency(token_seconds=1.0, unit_seconds={"attn": 0.02, "ffn": 0.1})
+    task = replace(problem(stream, "sublayer", budget="latency=0.7"), latency=latency)
+    steps = EXHAUSTIVE.path(task)
+    removed = [unit for step in steps for unit in step.remove]
+    saved = sum(latency.unit_seconds[unit.kind] for unit in removed)
+    assert saved >= 0.3 - 1e-9
+    assert saved - latency.unit_seconds[removed[-1].kind] < 0.3
+    rates = {c: task.ablation(c) / latency.unit_seconds[c[0].kind] for c in task.candidates()}
+    assert steps[0].remove == min(rates, key=rates.get)
+
+
+def test_a_units_latency_is_its_share_of_what_bypassing_its_kind_saves(monkeypatch):
+    stream = engine()
+    contexts = []
+
+    def decode(_, without, context):
+        contexts.append(context)
+        kinds = {unit.kind for unit in without}
+        assert len(without) in (0, tiny.NUM_BLOCKS - 1)
+        return {"": 1.0, "attn": 0.7, "ffn": 0.4}["".join(kinds)]
+
+    monkeypatch.setattr("depthcut.model.latency._decode", decode)
+    measured = measure_latency(stream, tiny.samples(1, 300).input_ids)
+    assert measured.token_seconds == 1.0
+    assert measured.unit_seconds == pytest.approx({"attn": 0.3 / 5, "ffn": 0.6 / 5})
+    assert {context.shape[1] for context in contexts} == {128}
+
+
+def test_decoding_is_timed_on_the_model_and_leaves_it_as_it_was():
+    stream = engine()
+    ids = tiny.samples(1, 16).input_ids
+    before = stream.model(input_ids=ids).logits
+    measured = measure_latency(stream, ids)
+    assert measured.token_seconds > 0
+    assert set(measured.unit_seconds) == {"attn", "ffn"}
+    assert torch.equal(stream.model(input_ids=ids).logits, before)

@@ -124,7 +124,7 @@ def test_protected_units_stay():
         ("100%", None, "something must remain"),
         ("many", None, "25% or a count such as 8"),
         ("2.5", None, "25% or a count such as 8"),
-        (None, "speed=2", "parameters=0.8 or kv=0.7"),
+        (None, "speed=2", "parameters=0.8, kv=0.7 or latency=0.8"),
         (None, "kv=1.5", "between 0 and 1"),
     ],
 )

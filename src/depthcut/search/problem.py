@@ -14,23 +14,24 @@ from depthcut.model.architectures import Architecture
 from depthcut.model.units import ModelSizes
 from depthcut.objectives import find_objective
 from depthcut.registry import Registry
-from depthcut.types import InputError, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
+from depthcut.types import InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
 
-REMAINING_SHARES = ("parameters", "kv")
+REMAINING_SHARES = ("parameters", "kv", "latency")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much goes: a count or share of units, what stays of parameters or KV bytes, or all that may go at a cost.
+    """How much goes: a count or share of units, what stays of parameters, KV or time, or all that may go at a cost.
 
     Attributes:
         kind: what `amount` is of.
         amount: units to remove (`count`), fraction of the units to remove (`share`), largest fraction of the dense
-            model's parameters or KV bytes that may stay, or largest increase of an objective on held-out text.
+            model's parameters, KV bytes or decoding time that may stay, or largest increase of an objective on held-out
+            text.
         objective: which objective may increase, for `increase`.
     """
 
-    kind: Literal["count", "share", "parameters", "kv", "increase"]
+    kind: Literal["count", "share", "parameters", "kv", "latency", "increase"]
     amount: float
     objective: str = ""
 
@@ -73,7 +74,8 @@ class Budget:
         match = re.fullmatch(r"(\w+)=(\d*\.?\d+)", str(budget).strip())
         if match is None or match[1] not in REMAINING_SHARES or not 0 < float(match[2]) < 1:
             raise InputError(
-                f"budget {budget!r} is unknown: write parameters=0.8 or kv=0.7, the fraction between 0 and 1 that stays"
+                f"budget {budget!r} is unknown: write parameters=0.8, kv=0.7 or latency=0.8, the fraction between 0 "
+                "and 1 that stays"
             )
         return cls(match[1], float(match[2]))  # type: ignore[arg-type]
 
@@ -88,6 +90,7 @@ class Problem:
         scores: the static scores, where the search asks for them.
         ablation: what the output loses without a set of units, where the search asks for it.
         held_out: the objective that has a ceiling, on calibration text that decides nothing else.
+        latency: what units cost in time, where the budget counts that.
         advance: called with 1 after each step that a long search has taken.
         keep_scores: called with importances that a search has estimated, which belong into `scores.json`.
         seed: of everything random.
@@ -102,6 +105,7 @@ class Problem:
     scores: ScoreTable | None = None
     ablation: Ablation | None = None
     held_out: Ablation | None = None
+    latency: Latency | None = None
     advance: Callable[[int], None] = lambda _: None
     keep_scores: Callable[[Scores], None] = lambda _: None
     seed: int = 0
@@ -126,20 +130,31 @@ class Problem:
         else:
             groups = [(unit,) for unit in kept if self.unit in ("sublayer", unit.kind)]
         groups = [group for group in groups if group and not self.protected.intersection(group)]
-        return [group for group in groups if self.budget.kind != "kv" or self._kv_bytes(group)]
+        return [group for group in groups if not self._is_priced or self._price(group) > 0]
 
-    def _kv_bytes(self, group: Removal) -> int:
-        return sum(self.sizes.units[unit].kv_bytes_per_token for unit in group)
+    @property
+    def _is_priced(self) -> bool:
+        """Whether the budget counts something that units have different amounts of."""
+        return self.budget.kind in REMAINING_SHARES
+
+    def _price(self, units: Collection[Unit]) -> float:
+        """How much of what the budget counts these units hold."""
+        if self.budget.kind == "parameters":
+            return sum(self.sizes.units[unit].parameters for unit in units)
+        if self.budget.kind == "kv":
+            return sum(self.sizes.units[unit].kv_bytes_per_token for unit in units)
+        assert self.latency is not None
+        return sum(self.latency.unit_seconds[unit.kind] for unit in units)
+
+    def _surplus(self, removed: Collection[Unit]) -> float:
+        """How much of what the budget counts has still to go."""
+        totals = {"parameters": self.sizes.parameters, "kv": self.sizes.kv_bytes_per_token}
+        total = totals[self.budget.kind] if self.latency is None else self.latency.token_seconds
+        return (1 - self.budget.amount) * total - self._price(removed)
 
     def saving(self, group: Removal, removed: Collection[Unit]) -> float:
         """What removing a group brings towards the budget after others; a surplus at the end counts for nothing."""
-        if self.budget.kind in ("count", "share", "increase"):
-            return 1.0
-        if self.budget.kind == "kv":
-            left = self.sizes.kv_bytes_without(removed) - self.budget.amount * self.sizes.kv_bytes_per_token
-            return min(self._kv_bytes(group), left)
-        left = self.sizes.parameters_without(removed) - self.budget.amount * self.sizes.parameters
-        return min(sum(self.sizes.units[unit].parameters for unit in group), left)
+        return min(self._price(group), self._surplus(removed)) if self._is_priced else 1.0
 
     def is_whole(self, removed: Collection[Unit]) -> bool:
         """Whether what is kept still consists of whole pairs, where the unit is a pair; else always."""
@@ -202,9 +217,7 @@ class Problem:
             return self.held_out(removed) - self.held_out([]) > self.budget.amount
         if self.budget.kind in ("count", "share"):
             return self.count(removed) >= self.wanted
-        if self.budget.kind == "parameters":
-            return self.sizes.parameters_without(removed) <= self.budget.amount * self.sizes.parameters
-        return self.sizes.kv_bytes_without(removed) <= self.budget.amount * self.sizes.kv_bytes_per_token
+        return self._surplus(removed) <= 0
 
     def check(self) -> None:
         """Checks what needs no weights.
@@ -218,7 +231,9 @@ class Problem:
                 "blocks cannot be packed into an ordinary checkpoint; use --unit block, or sublayer"
             )
         removable = {unit for removal in self.candidates() for unit in removal}
-        possible = int(self.count(removable)) - (len(removable) == len(self.units))
+        attentions = {unit for unit in self.units if unit.kind == "attn"}
+        # Something must remain, and of the attentions one.
+        possible = int(self.count(removable)) - (bool(attentions) and attentions <= removable)
         if self.budget.kind in ("count", "share") and self.wanted > possible:
             raise InputError(
                 f"cannot remove {self.wanted} of {self.num_removable} {self.unit} units: at most {possible} can go "

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--remove", default="1")
+    parser.add_argument("--unit", default="block")
     parser.add_argument("--memory-budget", type=int, default=DEFAULT_MEMORY_BUDGET, help="bytes")
     options = parser.parse_args()
 
@@ -41,7 +42,7 @@ def main() -> None:
         architecture=source.architecture,
         num_blocks=len(stream.blocks),
         sizes=measure_sizes(stream.model, source.architecture),
-        unit="pair",
+        unit=options.unit,
         budget=Budget.parse(options.remove, None),
         ablation=Ablation(stream, samples, "kl", memory_budget=options.memory_budget),
     )

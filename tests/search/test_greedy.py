@@ -165,10 +165,12 @@ class Killed(BaseException):
     pass
 
 
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path, monkeypatch):
-    stream = engine()
-    uninterrupted = LAZY.path(problem(stream))
-    chance = random.Random(0)
+@pytest.mark.parametrize(("seed", "effort"), [(0, 0.1), (1, 0.6), (2, 0.8), (3, 1.0)])
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, monkeypatch, seed, effort):
+    stream = engine(seed=seed)
+    search = replace(LAZY, effort=effort)
+    uninterrupted = search.path(problem(stream))
+    chance = random.Random(seed)
     path = tmp_path / "journal.jsonl"
     add = Journal.add
     countdown = [0]
@@ -185,11 +187,11 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Journal, "add", add_or_die)
     kills, evaluated = 0, 0
     while True:
-        countdown[0] = chance.randint(1, 12) if kills < 20 else 10**9
+        countdown[0] = chance.randint(1, 8) if kills < 20 else 10**9
         journal = Journal(path, {"objective": "kl"})
         evaluated = max(evaluated, len(journal.lines))
         try:
-            steps = LAZY.path(problem(stream, journal=journal))
+            steps = search.path(problem(stream, journal=journal))
             break
         except Killed:
             kills += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -86,14 +87,16 @@ class Ablation:
         self.name = objective
         self.objective: Objective = find_objective(objective)
         self._evaluations = 0.0
+        self._asked: set[tuple[Removed, int]] = set()
+        self._asked_cost = 0
         self._excerpts: list[Ablation] = []
         self.base: Removed = frozenset()
         self._journal = journal or Journal(None, {})
         self._batch_size, self._memory_budget = batch_size, memory_budget
         self._positions = {unit: position for position, unit in enumerate(stream.units)}
         self._per_block = len(stream.architecture.branches)
-        self._memo: dict[tuple[Removed, int], list[float]] = {
-            (frozenset(map(Unit.parse, line["removed"] + line["candidate"])), line["batch"]): line["values"]
+        self._memo: dict[tuple[Removed, int], dict[str, Any]] = {
+            (frozenset(map(Unit.parse, line["removed"] + line["candidate"])), line["batch"]): line
             for line in self._journal.lines
             if line["text"] == samples.description.digest
         }
@@ -134,6 +137,14 @@ class Ablation:
         )
         self._excerpts.append(excerpts)
         return excerpts
+
+    @property
+    def asked_unit_evaluations(self) -> int:
+        """What all that was asked for took to evaluate, now or by an earlier process that left it in the journal.
+
+        The same whether a run was interrupted or not. What it takes to keep streams is not counted.
+        """
+        return self._asked_cost + sum(excerpts.asked_unit_evaluations for excerpts in self._excerpts)
 
     @property
     def candidate_evaluations(self) -> float:
@@ -178,7 +189,12 @@ class Ablation:
             for removed in sorted(missing, key=self._start):
                 self._memo[removed, index] = self._run(removed, index)
                 self._evaluations += 1 / self.num_batches
-            columns.append(torch.tensor([self._memo[removed, index] for removed in sets], dtype=torch.float64))
+            for key in {(removed, index) for removed in sets} - self._asked:
+                self._asked.add(key)
+                self._asked_cost += self._memo[key]["unit_evaluations"]
+            columns.append(
+                torch.tensor([self._memo[removed, index]["values"] for removed in sets], dtype=torch.float64)
+            )
             advance(1)
         return torch.cat(columns, dim=1)
 
@@ -193,21 +209,23 @@ class Ablation:
     def _first_difference(self, removed: Removed) -> int:
         return min((self._positions[unit] for unit in removed ^ self.base), default=len(self.stream.units))
 
-    def _run(self, removed: Removed, index: int) -> list[float]:
+    def _run(self, removed: Removed, index: int) -> dict[str, Any]:
+        """Evaluates a set on a batch; returns its line of the journal."""
         kept = self._batches[index]
         start = self._start(removed)
-        final = self.stream.run(kept.batch, removed, start=start, stream=self._entering(kept, start))
-        values = self._compare(kept, final)
-        self._journal.add(
-            {
-                "text": self.samples.description.digest,
-                "removed": sorted(map(str, removed & self.base)),
-                "candidate": sorted(map(str, removed - self.base)),
-                "batch": index,
-                "values": values,
-            }
-        )
-        return values
+        entering = self._entering(kept, start)
+        before = self.stream.unit_evaluations
+        final = self.stream.run(kept.batch, removed, start=start, stream=entering)
+        line = {
+            "text": self.samples.description.digest,
+            "removed": sorted(map(str, removed & self.base)),
+            "candidate": sorted(map(str, removed - self.base)),
+            "batch": index,
+            "values": self._compare(kept, final),
+            "unit_evaluations": self.stream.unit_evaluations - before,
+        }
+        self._journal.add(line)
+        return line
 
     def _entering(self, kept: _KeptBatch, position: int) -> torch.Tensor:
         """The base's stream entering a position, run on from the nearest one before it that is kept."""

@@ -59,7 +59,7 @@ class Greedy:
     num_oldest: int = 1
     num_full: tuple[int, int] = (2, 4)
     tolerance: float = 0.05
-    effort: float = 0.1
+    effort: float = 0.08
     preferred_unit: UnitChoice = "pair"
     protected_fraction: float = 0.0
     needs: ClassVar[Literal["objective"]] = "objective"
@@ -123,7 +123,6 @@ class _Rounds:
 
     def __post_init__(self) -> None:
         self._positions = {unit: position for position, unit in enumerate(self.problem.units)}
-        self._began = self.ablation.stream.unit_evaluations
         self.dense_value = self.ablation([])
         lazy = self.settings.strategy == "lazy"
         self.pilot = self.ablation.on_excerpts(self.settings.pilot_fraction) if lazy else self.ablation
@@ -233,7 +232,7 @@ class _Rounds:
             pass
 
     def _effort_left(self) -> bool:
-        spent = self.ablation.stream.unit_evaluations - self._began
+        spent = self.ablation.asked_unit_evaluations
         return self.settings.strategy == "exhaustive" or spent < self.settings.effort * self.naive_evaluations
 
     def _exchange(self) -> bool:

@@ -24,10 +24,13 @@ class NoTokenizer:
 
 @pytest.fixture(params=["llama", "gemma3_text", "gpt2", "gpt_neox"])
 def written(request, tmp_path):
-    model = tiny.model(request.param)
-    pruned = apply(model, find_architecture(model.config), REMOVED)
-    write_directory(pruned, NoTokenizer(), tmp_path)
-    return pruned, tmp_path
+    tiny.save(tmp_path / "dense", request.param)
+    source = resolve(str(tmp_path / "dense"))
+    pruned = apply(source.load_model("cpu"), source.architecture, REMOVED)
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    write_directory(pruned, NoTokenizer(), folder)
+    return pruned, folder
 
 
 @torch.no_grad()

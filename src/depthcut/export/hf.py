@@ -38,7 +38,8 @@ def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         model_type = model.config.model_type.removeprefix(PRUNED_PREFIX)
         (folder / CODE_FILE).write_text(remote_code(model_type, find_architecture(model.config)), encoding="utf-8")
     with _without_bars():
-        model.save_pretrained(folder)
+        # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them.
+        model.save_pretrained(folder, save_original_format=not is_marked(model.config))
         tokenizer.save_pretrained(folder)
     umask = os.umask(0)
     os.umask(umask)

@@ -60,6 +60,9 @@ def mark(model: PreTrainedModel, removed: list[Unit]) -> None:
     """Makes a stock model with branches taken out one of its pruned type, in place."""
     config_class, model_class = pruned_classes(model.config.model_type)
     model.config.__class__ = config_class
+    # A configuration that was read from a file carries the stock type itself, which would hide the class's.
+    model.config.__dict__.pop("model_type", None)
+    assert is_marked(model.config)
     model.__class__ = model_class
     setattr(model.config, MANIFEST, [str(unit) for unit in removed])
     model.config.auto_map = {

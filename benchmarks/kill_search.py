@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,13 @@ def command(output: Path, options: argparse.Namespace) -> list[str]:
     return [sys.executable, *words.split(), "-o", str(output)]
 
 
+def wait_for_progress(child: subprocess.Popen[bytes], journal: Path) -> None:
+    """Returns when the child has added a result to the journal, or has ended."""
+    size = journal.stat().st_size if journal.exists() else 0
+    while child.poll() is None and not (journal.exists() and journal.stat().st_size > size):
+        time.sleep(0.02)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
@@ -29,6 +37,7 @@ def main() -> None:
     parser.add_argument("--samples", default="8")
     parser.add_argument("--length", default="64")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=2.0, help="most that a run goes on after its first new result")
     parser.add_argument("--output", type=Path, default=Path("out/kill"))
     options = parser.parse_args()
     shutil.rmtree(options.output, ignore_errors=True)
@@ -43,14 +52,12 @@ def main() -> None:
     chance, kills = random.Random(0), 0
     while not killed.exists():
         child = subprocess.Popen([*command(killed, options), "--resume"], stdout=subprocess.DEVNULL)
-        try:
-            child.wait(timeout=chance.uniform(0.3, 1.0) * duration if kills < options.kills else None)
-        except subprocess.TimeoutExpired:
+        if kills < options.kills:
+            wait_for_progress(child, options.output / ".killed.unfinished" / "journal.jsonl")
+            time.sleep(chance.uniform(0, options.seconds))
+            kills += child.poll() is None
             child.kill()
-            child.wait()
-            kills += 1
-        else:
-            assert child.returncode == 0, child.returncode
+        assert child.wait() in (0, -signal.SIGKILL), child.returncode
     steps = [json.loads((folder / "plan.json").read_text())["steps"] for folder in (whole, killed)]
     print(f"killed {kills} times; plans equal: {steps[0] == steps[1]}")
     sys.exit(steps[0] != steps[1])

@@ -171,6 +171,8 @@ def test_results_hold_every_quantity_of_both_models(pruned, family):
     by_name = {(row["name"], row["model"]): row for row in rows}
     assert {name for name, model in by_name if model == "dense"} == QUANTITIES
     assert {name for name, model in by_name if model == "pruned"} == QUANTITIES | {"kl_to_dense"}
+    model = result.plan.model
+    assert {row["source"] for row in rows} == {f"{model.source}, {model.digest}, {model.dtype}"}
     for row in rows:
         assert {"name", "value", "unit", "model", "data", "stderr", "samples", "software", "device"} <= row.keys()
     for model, weights in (("dense", reloaded(result.plan.model.source)), ("pruned", result.model)):

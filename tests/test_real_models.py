@@ -99,11 +99,11 @@ class TestSmolLM2:
         assert 1 < value["perplexity", "dense"] < value["perplexity", "pruned"]
         assert 0 < value["kl_to_dense", "pruned"] < 20
 
-    def test_block_influence_is_that_of_hooks_and_numpy(self, dense):
+    def test_scores_and_the_angular_table_are_those_of_hooks_and_numpy(self, dense):
         source, model, tokenizer = dense
         samples = text_samples(tokenizer, 2, 64)
-        scores, _ = static_scores(DecoderStream(model, source.architecture), samples)
-        found = next(table for table in scores if table.metric == "block-influence").values
+        scores, angular = static_scores(DecoderStream(model, source.architecture), samples)
+        found = {table.metric: table.values for table in scores if table.unit == "block"}
 
         streams = []
         # The last block's output is what enters the final norm.
@@ -112,11 +112,25 @@ class TestSmolLM2:
         logits(model, samples)
         for handle in handles:
             handle.remove()
-        for layer, (before, after) in enumerate(itertools.pairwise(streams)):
-            x, y = before.double().numpy(), after.double().numpy()
-            cosine = (x * y).sum(-1) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))
-            assert found[str(layer)] == pytest.approx((1 - cosine).mean(), abs=1e-5)
+        streams = [stream.double().numpy() for stream in streams]
         assert len(streams) == 31
+
+        def cosine(x, y):
+            return (x * y).sum(-1) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))
+
+        for layer, (x, y) in enumerate(itertools.pairwise(streams)):
+            update = np.linalg.norm(y - x, axis=-1)
+            expected = {
+                "block-influence": 1 - cosine(x, y).mean(),
+                "relative-l1": (np.abs(y - x).sum(-1) / np.abs(x).sum(-1)).mean(),
+                "relative-l2": (update / np.linalg.norm(x, axis=-1)).mean(),
+                "relative-magnitude": (update / np.linalg.norm(y, axis=-1)).mean(),
+            }
+            for metric, value in expected.items():
+                assert found[metric][str(layer)] == pytest.approx(value, rel=1e-5), (metric, layer)
+            for n, distance in enumerate(angular[layer], start=1):
+                ends = cosine(x[:, -1], streams[layer + n][:, -1])
+                assert distance == pytest.approx((np.arccos(ends) / np.pi).mean(), abs=1e-5), (layer, n)
 
 
 class TestGemma3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -183,7 +183,7 @@ def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
     session = Session.prepare(recipe, source, calibrate=False).load()
     assert session.stream is not None and session.evaluation is not None
     pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
-    return compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=recipe.speed)
+    return _about(source, compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=recipe.speed))
 
 
 def export(directory: str, form: str, output: Path, *, dtype: str = "auto", overwrite: bool = False) -> None:
@@ -229,7 +229,7 @@ def _carry_out(
         for method, removed in rivals.items()
     }
     measurements = compare(stream, others, evaluation, speed=session.recipe.speed)
-    result = Result(plan, scores, tuple(measurements), pruned, session.tokenizer)
+    result = Result(plan, scores, tuple(_about(source, measurements)), pruned, session.tokenizer)
     if folder is None:
         return result
     pruned.config.depthcut = {
@@ -239,15 +239,20 @@ def _carry_out(
     }
     write_directory(pruned, session.tokenizer, folder)
     verify_directory(folder, pruned, evaluation.input_ids[:1, :PROBE_TOKENS])
-    result = replace(result, measurements=(*measurements, *_bytes_on_disk(source, folder)))
+    result = replace(result, measurements=(*result.measurements, *_bytes_on_disk(source, folder)))
     _write_artefacts(session, result, folder, command)
     return result
+
+
+def _about(source: ModelSource, measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements with the model they are about, so that `results.json` can be read alone."""
+    return [measurement.model_copy(update={"source": str(source.provenance)}) for measurement in measurements]
 
 
 def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
     dense_files = [source.folder / source.gguf_file] if source.gguf_file else source.folder.glob("*.safetensors")
     stored = source.provenance.quantisation or source.provenance.dtype
-    return [
+    sizes = [
         Measurement(
             name="bytes_on_disk",
             value=sum(path.stat().st_size for path in files),
@@ -260,6 +265,7 @@ def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
             ("pruned", folder.glob("*.safetensors"), source.provenance.dtype),
         )
     ]
+    return _about(source, sizes)
 
 
 def _write_artefacts(session: Session, result: Result, folder: Path, command: str) -> None:

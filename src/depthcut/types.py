@@ -126,6 +126,9 @@ class Provenance(Record):
     dtype: str
     quantisation: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.source}, {self.revision or self.digest}, {self.dtype}"
+
 
 class TextDescription(Record):
     """Which text a stage saw. Two stages saw the same tokens exactly when the digests are equal.
@@ -274,6 +277,7 @@ class Measurement(Record):
     Attributes:
         model: which model: `dense`, `pruned`, or the name of a further one.
         data: the text or setting it was measured on.
+        source: the dense model that it is about or was made from: name, digest or revision, dtype.
         stderr: standard error of the value, where it is an estimate.
         samples: how many sequences or repetitions the value is over.
     """
@@ -282,6 +286,7 @@ class Measurement(Record):
     value: float
     unit: str
     model: str
+    source: str = ""
     data: str = ""
     stderr: float | None = None
     samples: int | None = None

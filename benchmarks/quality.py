@@ -34,6 +34,7 @@ METHODS = {
     "uidl": ("block", lambda: SEARCHES.find("uidl").make()),
     "greedy blocks by loss (SLEB)": ("block", lambda: Greedy(objective="loss", swap=False)),
     "greedy sublayers by js (FinerCut)": ("sublayer-count", lambda: Greedy(objective="js", swap=False)),
+    "evolutionary over blocks (EvoPress)": ("block", lambda: SEARCHES.find("evopress").make()),
     "greedy blocks": ("block", Greedy),
     "greedy pairs (default)": ("pair", Greedy),
     "greedy sublayers at cost": ("sublayer", Greedy),
@@ -99,7 +100,7 @@ def find(name, count, largest, source, stream, calibration, folder) -> tuple[Uni
     block = sum(size.parameters for part, size in problem.sizes.units.items() if part.layer == 0)
     left = 1 - count * block / problem.sizes.parameters
     cost_aware = unit == "sublayer"
-    nested = unit in ("block", "pair") and name != "uidl"
+    nested = unit in ("block", "pair") and not name.startswith(("uidl", "evolutionary"))
     target = Budget("count", largest if nested else count) if unit in ("block", "pair") else Budget("parameters", left)
     file = folder / f"{name.replace(' ', '-')}-{largest if nested else count}.json"
     if not file.is_file():

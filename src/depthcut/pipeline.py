@@ -196,6 +196,7 @@ def export(directory: str, form: str, output: Path, *, dtype: str = "auto", over
     exporter = EXPORTS.find(form).make()
     check_output(output, overwrite=overwrite, resume=False)
     source = resolve(directory, dtype=dtype)
+    exporter.check(source.config)
     tokenizer = source.load_tokenizer()
     model = source.load_model()
     first_ids = torch.arange(PROBE_TOKENS)[None] + min(PROBE_TOKENS, len(tokenizer) // 2)

@@ -9,7 +9,7 @@ from depthcut.registry import Registry
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class VerificationError(RuntimeError):
@@ -18,6 +18,10 @@ class VerificationError(RuntimeError):
 
 class Export(Protocol):
     """One form."""
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Raises InputError where the form cannot hold a model of this configuration; needs no weights."""
+        ...
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """Writes a model into an existing folder."""

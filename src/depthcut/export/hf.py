@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from depthcut.export import EXPORTS, VerificationError
@@ -135,6 +135,9 @@ def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) ->
 @dataclass(frozen=True)
 class HuggingFace:
     """The directory that transformers, and every engine that reads its checkpoints, loads."""
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Holds every model that depthcut loads."""
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         write_directory(model, tokenizer, folder)

@@ -271,6 +271,29 @@ class Plan(Record):
         return self.model_copy(update={"steps": tuple(steps)})
 
 
+class Repair(Record):
+    """What a recovery did: one of the list in `recovery.json`.
+
+    Attributes:
+        settings: its hyper-parameters.
+        text: what it was fitted to or trained on.
+        held_out: what it was judged on: `before` and `after` are KL to dense there, in nats per token.
+        kept: whether it helped; where not, the model is as it was.
+        units: by unit that was refitted or replaced, the share of its error on held-out text that is left.
+        curve: training loss by step.
+    """
+
+    method: str
+    settings: dict[str, bool | int | float | str | None]
+    text: TextDescription
+    held_out: TextDescription
+    before: float
+    after: float
+    kept: bool
+    units: dict[str, float] = {}
+    curve: tuple[tuple[int, float], ...] = ()
+
+
 class Measurement(Record):
     """One number about one model, with what is needed to believe it.
 

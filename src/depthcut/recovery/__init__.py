@@ -1,0 +1,149 @@
+"""Repairs of a pruned model, one file a kind; each is judged on held-out text and undone where it does not help."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from depthcut.calibration import Samples
+from depthcut.model.architectures import Architecture
+from depthcut.model.stream import DecoderStream
+from depthcut.objectives import KL, POSITIONS_AT_ONCE
+from depthcut.registry import Registry, unknown_name
+from depthcut.types import InputError, Repair, Unit, first_problem
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What there is to repair, and with what.
+
+    Attributes:
+        dense: the model before the removal; never changed.
+        removed: what was taken out of it.
+        text: what a repair is fitted to or trained on.
+        held_out: what judges it; nothing of it is in `text`.
+        memory_budget: bytes that a repair may keep of activations.
+        batch_size: sequences run together.
+        folder: where long training keeps its checkpoints, None where nothing is kept.
+        advance: called with the sequences done, out of `Recovery.work` in all.
+    """
+
+    dense: DecoderStream
+    removed: frozenset[Unit]
+    text: Samples
+    held_out: Samples
+    memory_budget: int
+    batch_size: int = 4
+    seed: int = 0
+    folder: Path | None = None
+    advance: Callable[[int], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repaired model and how it came about.
+
+    Attributes:
+        units: by unit that was refitted or replaced, the share of its error on held-out text that is left.
+        curve: training loss by step.
+    """
+
+    model: PreTrainedModel
+    units: dict[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+class Recovery(Protocol):
+    """One way of repairing. A frozen dataclass whose fields are its hyper-parameters."""
+
+    def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
+        """Raises InputError where the family or the machine does not allow it; needs no weights."""
+        ...
+
+    def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
+        """A repaired copy of the pruned model, which stays as it is; both share the tensors that are not changed."""
+        ...
+
+
+RECOVERIES: Registry[Recovery] = Registry("recovery", "depthcut.recovery")
+
+
+def parse_recovery(text: str) -> list[tuple[str, Recovery]]:
+    """Reads `refit`, `lora,rank=8,steps=100` or several joined with `+`, which are done in that order; `none` is none.
+
+    Raises:
+        InputError: a name or a hyper-parameter is unknown, or a value is out of range.
+    """
+    if text.strip() == "none":
+        return []
+    return [(part.split(",")[0].strip(), _parse_one(part)) for part in text.split("+")]
+
+
+def _parse_one(text: str) -> Recovery:
+    name, *settings = (part.strip() for part in text.split(","))
+    made = RECOVERIES.find(name).make()
+    kinds = {field.name: field.type for field in dataclasses.fields(made)}  # type: ignore[arg-type]
+    values = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in kinds:
+            raise InputError(unknown_name(f"setting of {name}", key, list(kinds)))
+        values[key] = value
+    adapter: TypeAdapter[Recovery] = TypeAdapter(type(made))
+    try:
+        return adapter.validate_python(dataclasses.asdict(made) | values)  # type: ignore[call-overload]
+    except ValidationError as error:
+        raise InputError(f"{name} cannot be set so: {first_problem(error)}") from error
+
+
+@torch.no_grad()
+def kl_to_dense(damage: Damage, model: PreTrainedModel) -> float:
+    """KL(dense || model) in nats per token on the held-out text. Costs a forward pass of each."""
+    dense, other, samples = damage.dense, DecoderStream(model, damage.dense.architecture), damage.held_out
+    objective, total = KL(), torch.zeros((), dtype=torch.float64)
+    targets = torch.empty(0)  # KL looks at none
+    for begin in range(0, len(samples.input_ids), damage.batch_size):
+        rows = slice(begin, begin + damage.batch_size)
+        batches = [stream.prepare(samples.input_ids[rows], samples.attention_mask[rows]) for stream in (dense, other)]
+        pieces = (
+            stream.logits(batch, stream.run(batch)) for stream, batch in zip((dense, other), batches, strict=True)
+        )
+        for (positions, expected), (_, found) in zip(*pieces, strict=True):
+            present = batches[0].token_mask[:, positions]
+            expected, found = expected[present], found[present]
+            for first in range(0, len(expected), POSITIONS_AT_ONCE):
+                part = slice(first, first + POSITIONS_AT_ONCE)
+                reference = objective.reference(expected[part].float())
+                total += objective.at_positions(reference, found[part].float(), targets).double().sum().cpu()
+    return float(total / samples.attention_mask.sum())
+
+
+def recover(name: str, recovery: Recovery, damage: Damage, pruned: PreTrainedModel) -> tuple[PreTrainedModel, Repair]:
+    """Repairs, and keeps the result only where KL to the dense model on the held-out text falls.
+
+    Returns:
+        The repaired model, or the one that was given, and what was measured.
+    """
+    before = kl_to_dense(damage, pruned)
+    repaired = recovery.repair(damage, pruned)
+    after = kl_to_dense(damage, repaired.model)
+    helps = after < before
+    record = Repair(
+        method=name,
+        settings={field.name: getattr(recovery, field.name) for field in dataclasses.fields(recovery)},  # type: ignore[arg-type]
+        text=damage.text.description,
+        held_out=damage.held_out.description,
+        before=before,
+        after=after,
+        kept=helps,
+        units=repaired.units,
+        curve=repaired.curve,
+    )
+    return (repaired.model if helps else pruned), record

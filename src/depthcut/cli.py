@@ -60,8 +60,14 @@ CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
 Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
 EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
 EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Forms = Annotated[str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,zeroed.")]
 Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
-Recover = Annotated[str, typer.Option(help="Repair after the removal: none.")]
+Recover = Annotated[
+    str | None,
+    typer.Option(help="Repairs after the removal: refit (after a search the default), lora,rank=8, bias+refit, none."),
+]
+RecoverText = Annotated[str | None, typer.Option(help="SOURCE of the text they are fitted to; the calibration's.")]
+RecoverSamples = Annotated[int | None, typer.Option(help="Its sequences; four times the calibration's.")]
 BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
@@ -89,7 +95,10 @@ def prune(
     evaluation_samples: EvaluationSamples = 16,
     evaluation_length: EvaluationLength = 512,
     compare: Compare = "",
-    recover: Recover = "none",
+    export: Forms = "",
+    recover: Recover = None,
+    recover_text: RecoverText = None,
+    recover_samples: RecoverSamples = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
@@ -127,7 +136,10 @@ def prune(
         evaluation_samples=evaluation_samples,
         evaluation_length=evaluation_length,
         compare=_names(compare),
+        export=_names(export),
         recover=recover,
+        recover_text=recover_text,
+        recover_samples=recover_samples,
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
@@ -190,13 +202,20 @@ def score(
 
 @app.command()
 def apply(
+    context: typer.Context,
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan for this model.")],
     output_dir: Output,
     steps: Annotated[int | None, typer.Option(help="Apply only the first steps of the path.")] = None,
+    to: Annotated[
+        str, typer.Option(help="hf, or gguf: prune a .gguf as it is, its tensors copied byte for byte, unmeasured.")
+    ] = "hf",
     evaluation: Evaluation = "stdlib",
     evaluation_samples: EvaluationSamples = 16,
     evaluation_length: EvaluationLength = 512,
+    recover: Recover = "none",
+    recover_text: RecoverText = None,
+    recover_samples: RecoverSamples = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
@@ -205,6 +224,9 @@ def apply(
     overwrite: Overwrite = False,
 ) -> None:
     """Apply a plan that was found before, or its first steps."""
+    if to != "hf":
+        _apply_to_gguf(context, to, model, plan_file, output_dir, steps, overwrite)
+        return
     from depthcut import pipeline
 
     recipe = _recipe(
@@ -212,6 +234,9 @@ def apply(
         evaluation=evaluation,
         evaluation_samples=evaluation_samples,
         evaluation_length=evaluation_length,
+        recover=recover,
+        recover_text=recover_text,
+        recover_samples=recover_samples,
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
@@ -223,6 +248,23 @@ def apply(
         recipe, plan, output_dir, num_steps=steps, overwrite=overwrite, command=_command_line()
     )
     _print_result(result, output_dir)
+
+
+def _apply_to_gguf(
+    context: typer.Context, to: str, model: str, plan_file: Path, output: Path, steps: int | None, overwrite: bool
+) -> None:
+    from depthcut.apply_gguf import apply_to_gguf
+    from depthcut.registry import unknown_name
+
+    if to != "gguf":
+        raise InputError(unknown_name("form to apply a plan to", to, ["gguf", "hf"]))
+    for name in context.params.keys() - {"model", "plan_file", "output_dir", "steps", "to", "overwrite"}:
+        if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT":
+            option = name.replace("_", "-")
+            raise InputError(f"with --to gguf tensors are copied and nothing is measured, so leave --{option} out")
+    file, measurements = apply_to_gguf(model, Plan.from_file(plan_file), output, num_steps=steps, overwrite=overwrite)
+    _print_measurements(measurements)
+    print(f"\nkept tensors equal the source's byte for byte\nwritten to {file}")
 
 
 @app.command("eval")
@@ -264,15 +306,19 @@ def evaluate(
 def export(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or any model.")],
     output_dir: Output,
-    to: Annotated[str, typer.Option(help="Form to write: hf.")] = "hf",
+    to: Annotated[str, typer.Option(help="Form to write: hf, gguf, nemotron-nas or zeroed (see depthcut ls).")] = "hf",
+    tensor_type: Annotated[
+        str | None,
+        typer.Option(help="For gguf: f32, f16, bf16, q8_0, or a type of your llama-quantize; by default the model's."),
+    ] = None,
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model in another form or precision, verified in a fresh process."""
     from depthcut import pipeline
 
-    pipeline.export(directory, to, output_dir, dtype=dtype, overwrite=overwrite)
-    print(f"written to {output_dir}")
+    note = pipeline.export(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)
+    print("\n".join(filter(None, [f"written to {output_dir}", note])))
 
 
 @app.command()
@@ -316,8 +362,9 @@ def list_names() -> None:
     from depthcut.export import EXPORTS
     from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
     from depthcut.model.architectures import FAMILIES
-    from depthcut.model.load import PACKAGED_MODELS
+    from depthcut.model.files import PACKAGED_MODELS
     from depthcut.objectives import OBJECTIVES
+    from depthcut.recovery import RECOVERIES
     from depthcut.search.problem import SEARCHES
 
     console = Console()
@@ -330,6 +377,7 @@ def list_names() -> None:
         "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
         "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
         "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
+        "repairs (--recover)": [(entry.name, entry.summary, entry.source) for entry in RECOVERIES],
         "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
     }
     for title, rows in sections.items():
@@ -398,6 +446,13 @@ def _run(recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run
         return
     result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=_command_line())
     _print_result(result, output)
+    for form in recipe.export:
+        if form not in dict(result.not_written):
+            print(f"{form} written to {output / form}, verified")
+    for form, reason in result.not_written:
+        print(f"depthcut: {form} was not written: {reason}", file=sys.stderr)
+    if result.not_written:
+        raise typer.Exit(1)
 
 
 def _command_line() -> str:
@@ -442,6 +497,9 @@ def _print_result(result: Any, output: Path) -> None:
     plan: Plan = result.plan
     print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(_short(plan)) or 'nothing'}\n")
     _print_measurements(result.measurements)
+    for repair in result.repairs:
+        outcome = "" if repair.kept else "; it did not help and was undone"
+        print(f"{repair.method}: KL to dense {repair.before:.3f} -> {repair.after:.3f} on held-out text{outcome}")
     print("\nreloaded in a fresh process: logits equal bit for bit, greedy tokens equal with and without cache")
     print(f"model and report.html written to {output}")
 

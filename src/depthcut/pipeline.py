@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,20 +12,37 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.evaluation.compare import compare, software
-from depthcut.export import EXPORTS
+from depthcut.export import EXPORTS, Export
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.planning import find_plan, find_rivals, make_plan, score_units
+from depthcut.progress import progress
 from depthcut.recipe import Recipe
+from depthcut.recovery import Damage, recover
 from depthcut.report import write_model_card, write_report
 from depthcut.search.problem import Problem
 from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
-from depthcut.types import Cost, InputError, Measurement, Plan, ScoreTable, Unit, write_measurements
+from depthcut.types import (
+    Cost,
+    InputError,
+    Measurement,
+    Plan,
+    Repair,
+    ScoreTable,
+    Unit,
+    write_measurements,
+    write_repairs,
+)
 from depthcut.workspace import check_output, workspace
 
-ARTEFACTS = ("plan.json", "scores.json", "results.json", "recipe.yaml", "report.html", "README.md")
+JUDGING_SHARE = 8
+"""One sequence of the recovery text in so many judges whether a repair is kept, and is fitted to by none."""
+
+CHECKPOINTS = "checkpoints"
+
+ARTEFACTS = ("plan.json", "scores.json", "recovery.json", "results.json", "recipe.yaml", "report.html", "README.md")
 
 
 @dataclass(frozen=True)
@@ -35,14 +53,17 @@ class Result:
         scores: None where a given plan was applied.
         model: the pruned model in memory, in eval mode; it shares tensors with no other model that is still in use.
         output: where it was written, None where nothing was.
+        not_written: forms that were asked for and cannot hold what was found, each with the reason.
     """
 
     plan: Plan
     scores: ScoreTable | None
     measurements: tuple[Measurement, ...]
+    repairs: tuple[Repair, ...]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     output: Path | None = None
+    not_written: tuple[tuple[str, str], ...] = ()
 
 
 def prune(
@@ -63,6 +84,8 @@ def prune(
         check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     problem = pose_problem(recipe, source)
+    for form in recipe.export:
+        EXPORTS.find(form).make().check(source.config)
     if output is not None:
         _require_other_folder(output, source)
     session = Session.prepare(recipe, source)
@@ -121,7 +144,7 @@ def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTabl
     check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)
     _require_other_folder(output, source)
-    session = Session.prepare(recipe, source, evaluate=False)
+    session = Session.prepare(recipe, source, repair=False, evaluate=False)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         return score_units(session.load(), folder)[0]
 
@@ -148,8 +171,6 @@ def apply_plan(
     source = find_model(recipe)
     require_same_model(plan, source)
     if num_steps is not None:
-        if not 0 <= num_steps <= len(plan.steps):
-            raise InputError(f"the plan has {len(plan.steps)} steps, so {num_steps} of them cannot be applied")
         plan = plan.applying(num_steps)
     check_removal(source.config, source.architecture, plan.removed)
     _require_other_folder(output, source)
@@ -161,13 +182,7 @@ def apply_plan(
 
 def require_same_model(plan: Plan, source: ModelSource) -> None:
     """Raises InputError when the plan was made for another model."""
-    made_for, given = plan.model, source.provenance
-    if made_for.digest != given.digest:
-        raise InputError(
-            f"the plan was made for {made_for.source} ({made_for.model_type}, {made_for.num_blocks} blocks, digest "
-            f"{made_for.digest[:12]}), not for {given.source} ({given.model_type}, {given.num_blocks} blocks, digest "
-            f"{given.digest[:12]}); give that model, or make a plan for this one"
-        )
+    plan.require_made_for(source.provenance)
 
 
 def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
@@ -180,25 +195,42 @@ def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
             f"{pruned} was not made from {recipe.model}: it knows {sizes[1]} tokens, not {sizes[0]}; name its dense "
             "model with --dense"
         )
-    session = Session.prepare(recipe, source, calibrate=False).load()
+    session = Session.prepare(recipe, source, calibrate=False, repair=False).load()
     assert session.stream is not None and session.evaluation is not None
     pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
     return _about(source, compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=recipe.speed))
 
 
-def export(directory: str, form: str, output: Path, *, dtype: str = "auto", overwrite: bool = False) -> None:
+def export(
+    directory: str,
+    form: str,
+    output: Path,
+    *,
+    dtype: str = "auto",
+    tensor_type: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Writes a model directory in another form or precision and verifies it; its plan and card come along.
+
+    Args:
+        tensor_type: how a form that quantises stores matrices.
+
+    Returns:
+        What a user of the result should know, empty where nothing.
 
     Raises:
         InputError: the form is unknown, or the directory holds no model that can be written.
         VerificationError: what was written is not the model; no output appears.
     """
-    exporter = EXPORTS.find(form).make()
+    exporter = _exporter(form, tensor_type)
     check_output(output, overwrite=overwrite, resume=False)
     source = resolve(directory, dtype=dtype)
+    _require_other_folder(output, source)
     exporter.check(source.config)
     tokenizer = source.load_tokenizer()
     model = source.load_model()
+    if source.gguf_file:
+        model.config.depthcut = _origin(source, ())
     first_ids = torch.arange(PROBE_TOKENS)[None] + min(PROBE_TOKENS, len(tokenizer) // 2)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         exporter.write(model, tokenizer, folder)
@@ -206,6 +238,25 @@ def export(directory: str, form: str, output: Path, *, dtype: str = "auto", over
         for name in ARTEFACTS:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, folder / name)
+    return exporter.note
+
+
+def _exporter(form: str, tensor_type: str | None) -> Export:
+    exporter = EXPORTS.find(form).make()
+    if tensor_type is None:
+        return exporter
+    if "tensor_type" not in {field.name for field in dataclasses.fields(exporter)}:  # type: ignore[arg-type]
+        raise InputError(f"the form {form} takes no tensor type; leave --tensor-type out, or choose --to gguf")
+    return replace(exporter, tensor_type=tensor_type.lower())  # type: ignore[type-var]
+
+
+def _origin(source: ModelSource, removed: Sequence[Unit]) -> dict[str, object]:
+    """Where a written model came from, for its configuration."""
+    return {
+        "version": software()["depthcut"],
+        "base_model": source.provenance.model_dump(mode="json"),
+        "removed": [str(unit) for unit in removed],
+    }
 
 
 def _carry_out(
@@ -223,26 +274,78 @@ def _carry_out(
     """
     stream, evaluation, source = session.stream, session.evaluation, session.source
     assert stream is not None and evaluation is not None
-    pruned = apply(stream.model, source.architecture, plan.removed)
-    pruned_stream = DecoderStream(pruned, source.architecture)
-    others = {"pruned": pruned_stream} | {
-        method: DecoderStream(apply(stream.model, source.architecture, removed), source.architecture)
-        for method, removed in rivals.items()
-    }
+    cut = apply(stream.model, source.architecture, plan.removed)
+    pruned, repairs = repair(session, plan, cut, folder)
+    beside = {"not repaired": cut} if any(record.kept for record in repairs) else {}
+    beside |= {method: apply(stream.model, source.architecture, removed) for method, removed in rivals.items()}
+    others = {name: DecoderStream(model, source.architecture) for name, model in ({"pruned": pruned} | beside).items()}
     measurements = compare(stream, others, evaluation, speed=session.recipe.speed)
-    result = Result(plan, scores, tuple(_about(source, measurements)), pruned, session.tokenizer)
+    result = Result(plan, scores, tuple(_about(source, measurements)), repairs, pruned, session.tokenizer)
     if folder is None:
         return result
-    pruned.config.depthcut = {
-        "version": software()["depthcut"],
-        "base_model": source.provenance.model_dump(mode="json"),
-        "removed": [str(unit) for unit in plan.removed],
-    }
+    pruned.config.depthcut = _origin(source, plan.removed)
     write_directory(pruned, session.tokenizer, folder)
-    verify_directory(folder, pruned, evaluation.input_ids[:1, :PROBE_TOKENS])
+    probe_ids = evaluation.input_ids[:1, :PROBE_TOKENS]
+    verify_directory(folder, pruned, probe_ids)
+    result = replace(result, not_written=_write_forms(session, pruned, folder, probe_ids))
     result = replace(result, measurements=(*result.measurements, *_bytes_on_disk(source, folder)))
     _write_artefacts(session, result, folder, command)
     return result
+
+
+def _write_forms(
+    session: Session, model: PreTrainedModel, folder: Path, input_ids: torch.Tensor
+) -> tuple[tuple[str, str], ...]:
+    """Writes and verifies the further forms, each in a folder of its name.
+
+    Returns:
+        The forms that cannot hold this very model, with the reason: what a search has found is not lost over them.
+    """
+    not_written = []
+    for form in session.recipe.export:
+        exporter = EXPORTS.find(form).make()
+        target = folder / form
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        try:
+            exporter.check(model.config)
+            exporter.write(model, session.tokenizer, target)
+        except InputError as refusal:
+            shutil.rmtree(target)
+            not_written.append((form, str(refusal)))
+            continue
+        exporter.verify(target, model, input_ids)
+    return tuple(not_written)
+
+
+def repair(
+    session: Session, plan: Plan, pruned: PreTrainedModel, folder: Path | None
+) -> tuple[PreTrainedModel, tuple[Repair, ...]]:
+    """The model after the recipe's repairs, one after the other, and what each of them did."""
+    if not session.repairs or not plan.removed:
+        return pruned, ()
+    assert session.stream is not None and session.recovery is not None
+    num_samples = len(session.recovery.input_ids)
+    text, held_out = session.recovery.split(num_samples - max(1, num_samples // JUDGING_SHARE))
+    records: list[Repair] = []
+    for name, recovery in session.recipe.recoveries:
+        with progress(f"repairing by {name}, %", 100) as percent:
+            damage = Damage(
+                dense=session.stream,
+                removed=frozenset(plan.removed),
+                text=text,
+                held_out=held_out,
+                memory_budget=session.recipe.memory_bytes,
+                batch_size=session.recipe.batch_size,
+                seed=session.recipe.seed,
+                folder=None if folder is None else folder / CHECKPOINTS / str(len(records)),
+                advance=percent,
+            )
+            pruned, record = recover(name, recovery, damage, pruned)
+        records.append(record)
+    if folder is not None:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return pruned, tuple(records)
 
 
 def _about(source: ModelSource, measurements: Sequence[Measurement]) -> list[Measurement]:
@@ -272,6 +375,8 @@ def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
 def _write_artefacts(session: Session, result: Result, folder: Path, command: str) -> None:
     result.plan.write(folder / "plan.json")
     write_measurements(list(result.measurements), folder / "results.json")
+    if result.repairs:
+        write_repairs(list(result.repairs), folder / "recovery.json")
     write_report(
         folder / "report.html",
         plan=result.plan,

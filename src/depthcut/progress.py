@@ -14,7 +14,7 @@ LOG_EVERY_SECONDS = 15.0
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int) -> Iterator[Callable[[float], None]]:
     """Shows the progress of one piece of work.
 
     Args:
@@ -39,15 +39,15 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
             yield lambda steps: bar.advance(task, steps)
         return
 
-    done, started = 0, time.monotonic()
+    done, started = 0.0, time.monotonic()
     told = started
 
-    def advance(steps: int) -> None:
+    def advance(steps: float) -> None:
         nonlocal done, told
         done += steps
         if (now := time.monotonic()) - told >= LOG_EVERY_SECONDS:
             told = now
-            print(f"{description}: {done} of {total}, {now - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"{description}: {round(done)} of {total}, {now - started:.0f} s", file=sys.stderr, flush=True)
 
     yield advance
-    print(f"{description}: {done} of {total}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+    print(f"{description}: {round(done)} of {total}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

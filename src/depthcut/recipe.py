@@ -11,7 +11,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from depthcut.calibration import check_questions, check_source, parse_source
+from depthcut.export import EXPORTS
 from depthcut.objectives import TASK_OBJECTIVES
+from depthcut.recovery import Recovery, parse_recovery
 from depthcut.search.problem import SEARCHES, Budget, Search
 from depthcut.types import InputError, Record, UnitChoice, first_problem
 
@@ -29,7 +31,13 @@ class Recipe(Record):
         protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
         calibration: SOURCE of the text that decides.
         evaluation: SOURCE of the text that measures; never the same documents.
+        recover: repairs after the removal, `refit` or `lora,rank=8+refit`; where left out `refit` after a search that
+            looks at the output, else `none`.
+        recover_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
+        recover_samples: its sequences, of the calibration's length; four times the calibration's where left out. One in
+            eight judges the repair.
         compare: methods whose choice at equal parameters is measured beside the pruned model, and not written.
+        export: further forms to write, each into a folder of its name beside the Hugging Face model.
         memory_budget: what a search may keep of streams and dense probabilities, `2GiB` or `800MiB`.
     """
 
@@ -56,7 +64,10 @@ class Recipe(Record):
     evaluation_samples: int = Field(16, ge=1)
     evaluation_length: int = Field(512, ge=2)
     compare: tuple[str, ...] = ()
-    recover: Literal["none"] = "none"
+    export: tuple[str, ...] = ()
+    recover: str | None = None
+    recover_text: str | None = None
+    recover_samples: int | None = Field(None, ge=3)
     batch_size: int = Field(4, ge=1)
     memory_budget: str = "1GiB"
     speed: bool = True
@@ -135,6 +146,27 @@ class Recipe(Record):
         return dataclasses.replace(search, **given)  # type: ignore[type-var]
 
     @property
+    def recoveries(self) -> list[tuple[str, Recovery]]:
+        """The repairs in order, by name.
+
+        Raises:
+            InputError: one is unknown, set wrongly, or at the wrong place.
+        """
+        if self.recover is not None:
+            return parse_recovery(self.recover)
+        return parse_recovery("refit" if self.build_search().needs == "objective" else "none")
+
+    @property
+    def recovery_text(self) -> str:
+        """SOURCE of the text that repairs are fitted to; questions and their answers are no text to fit to."""
+        asks = self.build_search().objective in TASK_OBJECTIVES
+        return self.recover_text or ("stdlib" if asks else self.calibration)
+
+    @property
+    def num_recovery_samples(self) -> int:
+        return self.recover_samples or max(4, 4 * self.calibration_samples)
+
+    @property
     def memory_bytes(self) -> int:
         """The memory budget in bytes.
 
@@ -155,6 +187,12 @@ class Recipe(Record):
         search = self.build_search()
         assert self.parsed_budget
         assert self.memory_bytes
+        if self.recoveries:
+            check_source(parse_source(self.recovery_text), "calibration")
+        for form in self.export:
+            if form == "hf":
+                raise InputError("the Hugging Face directory is always written; leave hf out of --export")
+            EXPORTS.find(form)
         for method in self.compare:
             if SEARCHES.find(method).make().needs == "objective":
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -85,7 +86,9 @@ class Session:
 
     Attributes:
         calibration: None while the model itself has yet to sample it.
+        recovery: what repairs are fitted to; None where there are none, and while the model has yet to sample it.
         evaluation: None where nothing is measured.
+        repairs: whether the pruned model will be repaired.
         stream: the engine on the loaded model, None before `load`.
     """
 
@@ -93,16 +96,29 @@ class Session:
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
     calibration: Samples | None
+    recovery: Samples | None
     evaluation: Samples | None
+    repairs: bool = False
     stream: DecoderStream | None = None
 
     @classmethod
-    def prepare(cls, recipe: Recipe, source: ModelSource, *, calibrate: bool = True, evaluate: bool = True) -> Self:
+    def prepare(
+        cls,
+        recipe: Recipe,
+        source: ModelSource,
+        *,
+        calibrate: bool = True,
+        repair: bool = True,
+        evaluate: bool = True,
+    ) -> Self:
         """Tokenises the texts; loads no weights.
 
         Raises:
-            InputError: a text is too short, empty, or the same for both purposes.
+            InputError: a text is too short, empty, or the same for both purposes, or a repair cannot be done.
         """
+        repair = repair and bool(recipe.recoveries)
+        for _, method in recipe.recoveries if repair else ():
+            method.check(source.architecture, source.config)
         _require_context(recipe, source, calibrate=calibrate, evaluate=evaluate)
         tokenizer = source.load_tokenizer()
         text = parse_source(recipe.calibration)
@@ -124,6 +140,17 @@ class Session:
                 seed=recipe.seed,
                 purpose="calibration",
             )
+        recovery = None
+        if repair and not parse_source(recipe.recovery_text).is_self:
+            recovery = sample_text(
+                parse_source(recipe.recovery_text),
+                tokenizer,
+                num_samples=recipe.num_recovery_samples,
+                length=recipe.calibration_length,
+                seed=recipe.seed,
+                purpose="calibration",
+            )
+        seen = [samples for samples in (calibration, recovery) if samples is not None]
         evaluation = None
         if evaluate:
             evaluation = sample_text(
@@ -133,17 +160,18 @@ class Session:
                 length=recipe.evaluation_length,
                 seed=recipe.seed,
                 purpose="evaluation",
-                exclude=calibration.document_digests if calibration else frozenset(),
+                exclude=frozenset().union(*(samples.document_digests for samples in seen)),
             )
-        if calibration and evaluation:
-            require_disjoint(calibration, evaluation)
-        for samples in (calibration, evaluation):
-            if samples is not None and int(samples.input_ids.max()) >= source.config.get_text_config().vocab_size:
+            for samples in seen:
+                require_disjoint(samples, evaluation)
+            seen.append(evaluation)
+        for samples in seen:
+            if int(samples.input_ids.max()) >= source.config.get_text_config().vocab_size:
                 raise InputError(
                     f"the tokenizer of {source.provenance.source} writes token {int(samples.input_ids.max())}, and the "
                     f"model knows {source.config.get_text_config().vocab_size} tokens; they do not belong together"
                 )
-        return cls(recipe, source, tokenizer, calibration, evaluation)
+        return cls(recipe, source, tokenizer, calibration, recovery, evaluation, repair)
 
     def load(self) -> Self:
         """The same with the model in memory and proven to be runnable from the middle.
@@ -156,18 +184,18 @@ class Session:
         calibration = self.calibration
         text = calibration or self.evaluation
         _require_finite(stream, text.input_ids[:1, :PROBE_TOKENS] if text else torch.arange(PROBE_TOKENS)[None])
+        recovery = self.recovery
+        own = functools.partial(
+            sample_self, stream.model, self.tokenizer, length=recipe.calibration_length, seed=recipe.seed
+        )
         if calibration is None and parse_source(recipe.calibration).is_self:
-            calibration = sample_self(
-                stream.model,
-                self.tokenizer,
-                num_samples=recipe.calibration_samples,
-                length=recipe.calibration_length,
-                seed=recipe.seed,
-            )
+            calibration = own(num_samples=recipe.calibration_samples)
+        if self.repairs and recovery is None:
+            recovery = own(num_samples=recipe.num_recovery_samples)
         known = calibration or self.evaluation
         if known is not None:
             probe(stream, known.input_ids[:1, :PROBE_TOKENS])
-        return replace(self, stream=stream, calibration=calibration)
+        return replace(self, stream=stream, calibration=calibration, recovery=recovery)
 
 
 def _require_context(recipe: Recipe, source: ModelSource, *, calibrate: bool, evaluate: bool) -> None:

@@ -12,15 +12,15 @@ whoever changes weights of one must replace tensors, not write into them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import Architecture
-from depthcut.model.bypass import remove_branch
+from depthcut.model.bypass import Emulation, remove_branch
+from depthcut.model.packing import PackedBlock, check_units, pack
 from depthcut.model.sublayers import is_marked, mark
 from depthcut.types import InputError, Unit
 
@@ -51,45 +51,6 @@ INDEX_SCALARS = frozenset(
 """Configuration that names blocks by index or period without a list: its meaning changes when blocks leave."""
 
 
-@dataclass(frozen=True)
-class PackedBlock:
-    """Where the sublayers of a block of the pruned model come from: indices of dense blocks.
-
-    Attributes:
-        sources: by kind of unit; a kind that is missing was removed.
-    """
-
-    sources: dict[str, int]
-
-    def source(self, kind: str) -> int:
-        """The block that per-layer configuration of this kind is taken from."""
-        return self.sources.get(kind, next(iter(self.sources.values())))
-
-
-def pack(units: Sequence[Unit], removed: Collection[Unit], architecture: Architecture) -> list[PackedBlock]:
-    """Pairs the kept sublayers anew, in order of execution, into as few blocks as there can be.
-
-    Parallel branches read the stream at their own block's start, so they stay where they are.
-    """
-    order: list[str] = list(architecture.branches)
-    packed: list[PackedBlock] = []
-    for unit in sorted(set(units) - set(removed)):
-        last = packed[-1].sources if packed else {}
-        fits = bool(last) and all(order.index(kind) < order.index(unit.kind) for kind in last)
-        if architecture.parallel:
-            fits = unit.layer in last.values()
-        if fits:
-            last[unit.kind] = unit.layer
-        else:
-            packed.append(PackedBlock({unit.kind: unit.layer}))
-    return packed
-
-
-def is_dense(packed: Sequence[PackedBlock], architecture: Architecture) -> bool:
-    """Whether every block is whole, so that any engine runs the checkpoint."""
-    return all(len(block.sources) == len(architecture.branches) for block in packed)
-
-
 def check_removal(config: PreTrainedConfig, architecture: Architecture, removed: Collection[Unit]) -> None:
     """Checks without weights that the units exist and can go.
 
@@ -101,14 +62,7 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         raise InputError(
             "this model's blocks already lack sublayers; begin from the dense model and remove more of it at once"
         )
-    units = architecture.units(config.num_hidden_layers)
-    unknown = sorted(set(removed) - set(units))
-    if unknown:
-        raise InputError(f"{unknown[0]} is no unit of this model: it has {units[0]} to {units[-1]}")
-    if not pack(units, removed, architecture):
-        raise InputError("nothing would remain: remove fewer units")
-    if "attn" in architecture.branches and not any(unit.kind == "attn" for unit in set(units) - set(removed)):
-        raise InputError("no attention would remain, and a model without any cannot keep track of what it has read")
+    check_units(architecture, config.num_hidden_layers, removed)
     named = sorted(name for name in INDEX_SCALARS if getattr(config, name, None))
     if removed and named:
         raise InputError(
@@ -117,11 +71,17 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         )
 
 
-def apply(model: PreTrainedModel, architecture: Architecture, removed: Collection[Unit]) -> PreTrainedModel:
+def apply(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    removed: Collection[Unit],
+    emulations: Mapping[Unit, Emulation] | None = None,
+) -> PreTrainedModel:
     """The model without the given units.
 
     Args:
         model: left as it is; the result shares its tensors.
+        emulations: what removed units are replaced with. Each keeps its unit's place, so blocks are not packed over it.
 
     Returns:
         A new model. Block indices, the block count and per-layer configuration are those of the pruned model; with
@@ -132,10 +92,9 @@ def apply(model: PreTrainedModel, architecture: Architecture, removed: Collectio
     """
     check_removal(model.config, architecture, removed)
     units = architecture.units(model.config.num_hidden_layers)
-    packed = pack(units, removed, architecture)
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    pruned: PreTrainedModel = copy.deepcopy(model, tensors)
-
+    emulations = emulations or {}
+    packed = pack(units, set(removed) - set(emulations), architecture)
+    pruned = twin(model)
     blocks = architecture.block_list(pruned)
     modules = {
         (layer, kind): {name: getattr(block, name) for name in branch.modules}
@@ -143,29 +102,36 @@ def apply(model: PreTrainedModel, architecture: Architecture, removed: Collectio
         for kind, branch in architecture.branches.items()
     }
     kept: list[nn.Module] = []
+    missing: list[Unit] = []
+    ranks: dict[str, int] = {}
     for index, packed_block in enumerate(packed):
         block = blocks[packed_block.source(next(iter(architecture.branches)))]
         for kind, branch in architecture.branches.items():
-            if kind not in packed_block.sources:
-                remove_branch(block, branch, kind, index)
+            source = packed_block.sources.get(kind)
+            emulation = None if source is None else emulations.get(Unit(source, kind))
+            if source is None or emulation is not None:
+                remove_branch(block, branch, kind, index, emulation)
+                missing.append(Unit(index, kind))
+                if emulation is not None:
+                    ranks[str(missing[-1])] = len(emulation.down)
                 continue
-            for name, module in modules[packed_block.sources[kind], kind].items():
+            for name, module in modules[source, kind].items():
                 setattr(block, name, module)
         _renumber(block, index)
         kept.append(block)
     del blocks[:]
     blocks.extend(kept)
-    missing = [
-        Unit(index, kind)
-        for index, packed_block in enumerate(packed)
-        for kind in architecture.branches
-        if kind not in packed_block.sources
-    ]
     if missing:
-        mark(pruned, missing)
+        mark(pruned, missing, ranks)
     if removed:
         _cut_config(pruned.config, packed, len(units) // len(architecture.branches))
     return pruned
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the modules that shares every tensor with the model; whoever changes one replaces it."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, tensors)
 
 
 def _renumber(block: nn.Module, index: int) -> None:

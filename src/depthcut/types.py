@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,8 @@ from pydantic import (
 )
 
 SCHEMA_VERSION = 1
+
+T = TypeVar("T")
 
 UnitKind = Literal["attn", "ffn", "mixer"]
 UnitChoice = Literal["block", "pair", "attn", "ffn", "sublayer"]
@@ -266,9 +269,25 @@ class Plan(Record):
         return tuple(sorted(unit for step in self.steps if step.applied for unit in step.remove))
 
     def applying(self, num_steps: int) -> Plan:
-        """The same path with exactly its first `num_steps` steps marked as applied."""
+        """The same path with exactly its first `num_steps` steps marked as applied.
+
+        Raises:
+            InputError: the path has fewer.
+        """
+        if not 0 <= num_steps <= len(self.steps):
+            raise InputError(f"the plan has {len(self.steps)} steps, so {num_steps} of them cannot be applied")
         steps = (step.model_copy(update={"applied": i < num_steps}) for i, step in enumerate(self.steps))
         return self.model_copy(update={"steps": tuple(steps)})
+
+    def require_made_for(self, given: Provenance) -> None:
+        """Raises InputError when the plan was made for another model."""
+        made_for = self.model
+        if made_for.digest != given.digest:
+            raise InputError(
+                f"the plan was made for {made_for.source} ({made_for.model_type}, {made_for.num_blocks} blocks, digest "
+                f"{made_for.digest[:12]}), not for {given.source} ({given.model_type}, {given.num_blocks} blocks, "
+                f"digest {given.digest[:12]}); give that model, or make a plan for this one"
+            )
 
 
 class Repair(Record):
@@ -284,7 +303,7 @@ class Repair(Record):
     """
 
     method: str
-    settings: dict[str, bool | int | float | str | None]
+    settings: dict[str, bool | int | float | str | tuple[float | str, ...] | None]
     text: TextDescription
     held_out: TextDescription
     before: float
@@ -319,15 +338,33 @@ class Measurement(Record):
 
 def write_measurements(measurements: list[Measurement], path: Path) -> None:
     """Writes `results.json`: a JSON list of measurements."""
-    rows: list[dict[str, Any]] = [measurement.model_dump() for measurement in measurements]
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    _write_list(measurements, path)
 
 
 def read_measurements(path: Path) -> list[Measurement]:
     """Reads `results.json`. Raises InputError when the file is missing or holds something else."""
+    return _read_list(TypeAdapter(list[Measurement]), path, "measurements")
+
+
+def write_repairs(repairs: list[Repair], path: Path) -> None:
+    """Writes `recovery.json`: a JSON list of what each repair did."""
+    _write_list(repairs, path)
+
+
+def read_repairs(path: Path) -> list[Repair]:
+    """Reads `recovery.json`. Raises InputError when the file is missing or holds something else."""
+    return _read_list(TypeAdapter(list[Repair]), path, "repairs")
+
+
+def _write_list(records: Sequence[Record], path: Path) -> None:
+    rows: list[dict[str, Any]] = [record.model_dump() for record in records]
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_list(adapter: TypeAdapter[list[T]], path: Path, what: str) -> list[T]:
     try:
-        return TypeAdapter(list[Measurement]).validate_json(path.read_text(encoding="utf-8"))
+        return adapter.validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} holds no measurements of depthcut: {first_problem(error)}") from error
+        raise InputError(f"{path} holds no {what} of depthcut: {first_problem(error)}") from error

@@ -13,12 +13,12 @@ from depthcut.journal import Journal
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.latency import measure_latency
+from depthcut.model.packing import is_dense, pack
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.objectives import KL
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
-from depthcut.surgery import is_dense, pack
 from depthcut.types import Latency, Unit
 
 EXHAUSTIVE = Greedy(strategy="exhaustive", swap=False)

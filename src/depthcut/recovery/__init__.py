@@ -32,7 +32,7 @@ class Damage:
         memory_budget: bytes that a repair may keep of activations.
         batch_size: sequences run together.
         folder: where long training keeps its checkpoints, None where nothing is kept.
-        advance: called with the sequences done, out of `Recovery.work` in all.
+        advance: called with the percentage of the work that was done since the last call.
     """
 
     dense: DecoderStream
@@ -43,7 +43,7 @@ class Damage:
     batch_size: int = 4
     seed: int = 0
     folder: Path | None = None
-    advance: Callable[[int], None] = lambda _: None
+    advance: Callable[[float], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,14 @@ class Repaired:
 
 
 class Recovery(Protocol):
-    """One way of repairing. A frozen dataclass whose fields are its hyper-parameters."""
+    """One way of repairing. A frozen dataclass whose fields are its hyper-parameters.
+
+    Attributes:
+        replaces_units: whether it begins from the dense model and puts modules in place of what was removed.
+    """
+
+    @property
+    def replaces_units(self) -> bool: ...
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Raises InputError where the family or the machine does not allow it; needs no weights."""
@@ -83,7 +90,13 @@ def parse_recovery(text: str) -> list[tuple[str, Recovery]]:
     """
     if text.strip() == "none":
         return []
-    return [(part.split(",")[0].strip(), _parse_one(part)) for part in text.split("+")]
+    chain = [(part.split(",")[0].strip(), _parse_one(part)) for part in text.split("+")]
+    late = [name for name, recovery in chain[1:] if recovery.replaces_units]
+    if late:
+        raise InputError(
+            f"{late[0]} puts modules in place of what was removed, so it comes first and once; write {late[0]}+..."
+        )
+    return chain
 
 
 def _parse_one(text: str) -> Recovery:

@@ -80,7 +80,14 @@ _QUANTITIES = {
     "prompt_tokens_per_second": _Quantity("Prompt, tokens/s", as_ratio=True),
     "decode_tokens_per_second": _Quantity("Decoding, tokens/s", as_ratio=True),
     "prompt_speedup": _Quantity("Prompt, speed-up", "ratio"),
+    "prompt_ideal_speedup": _Quantity("Prompt, ideal speed-up", "ratio"),
     "decode_speedup": _Quantity("Decoding, speed-up", "ratio"),
+    "decode_ideal_speedup": _Quantity("Decoding, ideal speed-up", "ratio"),
+    "short_decode_tokens_per_second": _Quantity("Decoding at short context, tokens/s", as_ratio=True),
+    "short_decode_speedup": _Quantity("Decoding at short context, speed-up", "ratio"),
+    "short_decode_ideal_speedup": _Quantity("Decoding at short context, ideal speed-up", "ratio"),
+    "peak_memory_bytes": _Quantity("Peak memory", "bytes"),
+    "kv_capacity_tokens": _Quantity("Tokens that the cache holds", "count"),
 }
 
 _PREFIXES: dict[Scale, tuple[float, tuple[str, ...]]] = {

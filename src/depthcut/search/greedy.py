@@ -44,6 +44,7 @@ class Greedy:
         num_oldest: candidates looked at because it is longest ago.
         num_full: candidates evaluated in full each round, at least and at most.
         tolerance: how much worse than the best full evaluation an estimate may be and still be evaluated in full.
+        joint: where steps are judged by what they save, let pairs go in one step beside single sublayers.
         effort: unit evaluations that exchanges may bring the search to, as a share of what the naive loop of full
             forward passes costs.
         protected_fraction: blocks at the start that stay until that share of the sublayers (and one) is gone:
@@ -59,6 +60,7 @@ class Greedy:
     num_oldest: int = 1
     num_full: tuple[int, int] = (2, 4)
     tolerance: float = 0.05
+    joint: bool = True
     effort: float = 0.08
     preferred_unit: UnitChoice = "pair"
     protected_fraction: float = 0.0
@@ -81,7 +83,7 @@ class Greedy:
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None
         rounds = _Rounds(self, problem, problem.ablation)
-        while not problem.is_met(rounds.removed) and rounds.candidates():
+        while not problem.is_met(rounds.removed) and rounds.candidates(rounds.removed):
             rounds.step()
             problem.advance(1)
         # Under a ceiling the last step is the one too many, so there is no set to refine.
@@ -136,16 +138,20 @@ class _Rounds:
         """The objective of what is removed so far."""
         return self.values[-1] if self.values else self.dense_value
 
-    def candidates(self) -> list[Removal]:
-        candidates = self.problem.candidates(self.removed)
+    def candidates(self, removed: Removed) -> list[Removal]:
+        """What one step may remove beside what is removed."""
+        candidates = self.problem.candidates(removed)
+        if self.settings.joint:
+            candidates += self.problem.joint_candidates(removed)
         share = self.settings.protected_fraction
-        if len(self.removed) > int(share * len(self.problem.units)):
+        if len(removed) > int(share * len(self.problem.units)):
             return candidates
         return [group for group in candidates if group[0].layer >= share * self.problem.num_blocks]
 
     def step(self) -> None:
         """Removes one more group."""
-        removed, candidates = self.removed, self.candidates()
+        removed = self.removed
+        candidates = self.candidates(removed)
         self._count_naive(removed, candidates)
         self._rebase(removed)
         found = self._exhaustive(candidates) if self.settings.strategy == "exhaustive" else self._lazy(candidates)
@@ -239,18 +245,21 @@ class _Rounds:
         """One exchange, if any of the likeliest lowers the objective."""
         removed = self.removed
         self._rebase(removed)
-        restored = [removed.difference(group) for group in self.groups]
-        now, *without = self.pilot.evaluate([removed, *restored])
-        falls = {group: now - value for group, value in zip(self.groups, without, strict=True)}
-        for group in sorted(self.groups, key=lambda group: -falls[group])[:3]:
+        parts = self._exchangeable()
+        now, *without = self.pilot.evaluate([removed, *(removed.difference(part) for part in parts)])
+        falls = {}
+        for part, value in zip(parts, without, strict=True):
+            saving = self.problem.saving(part, removed.difference(part))
+            falls[part] = (now - value) / saving if saving > 0 else math.inf
+        for part in sorted(parts, key=lambda part: -falls[part])[:3]:
             if not self._effort_left():
                 return False
-            base = removed.difference(group)
+            base = removed.difference(part)
             self._rebase(base)
             base_value = self.ablation(base)
-            candidates = [c for c in self.problem.candidates(base) if c != group and self._may_replace(group, c)]
+            candidates = [c for c in self.candidates(base) if c != part and self._may_replace(part, c)]
             candidates.sort(key=lambda c: self.estimates[c].increase if c in self.estimates else math.inf)
-            near = [c for c in candidates if self._distance(c, group) <= self.settings.num_neighbours]
+            near = [c for c in candidates if self._distance(c, part) <= self.settings.num_neighbours]
             looked = list(dict.fromkeys([*candidates[: 2 * self.settings.num_looks], *near]))
             if not looked:
                 continue
@@ -259,19 +268,24 @@ class _Rounds:
                 if base_value + self.estimates[other].increase > self.value + self.settings.tolerance * abs(self.value):
                     break
                 if base_value + self._in_full(other, base, base_value) < self.value - IMPROVEMENT * abs(self.value):
-                    self._replace(group, other)
+                    self._replace(part, other)
                     return True
         return False
 
-    def _may_replace(self, group: Removal, other: Removal) -> bool:
+    def _exchangeable(self) -> list[Removal]:
+        """What may be exchanged: every group, and where single sublayers may go, each half of a pair by itself."""
+        halves = [(unit,) for group in self.groups if self.problem.unit == "sublayer" for unit in group]
+        return list(dict.fromkeys([*self.groups, *halves]))
+
+    def _may_replace(self, part: Removal, other: Removal) -> bool:
         """Whether the budget stays met, and what is kept can still be cut into groups."""
-        removed = self.removed.difference(group).union(other)
+        removed = self.removed.difference(part).union(other)
         return self.problem.is_met(removed) and self.problem.is_whole(removed)
 
-    def _replace(self, group: Removal, other: Removal) -> None:
-        """Puts a group in another's place in the path, and values the steps from there on anew."""
-        place = self.groups.index(group)
-        self.groups[place] = other
+    def _replace(self, part: Removal, other: Removal) -> None:
+        """Puts other units in the place that a part has in the path, and values the steps from there on anew."""
+        place = next(place for place, group in enumerate(self.groups) if part[0] in group)
+        self.groups[place] = tuple(sorted({*self.groups[place], *other} - set(part)))
         self.groups = self.problem.regroup(self.groups)
         self.values = [*self.values[:place]]
         for count in range(place, len(self.groups)):
@@ -282,7 +296,13 @@ SEARCHES.register("greedy", Greedy, summary="least damage to the output, step by
 SEARCHES.register(
     "finercut",
     partial(
-        Greedy, objective="js", strategy="exhaustive", swap=False, preferred_unit="sublayer", protected_fraction=0.4
+        Greedy,
+        objective="js",
+        strategy="exhaustive",
+        swap=False,
+        joint=False,
+        preferred_unit="sublayer",
+        protected_fraction=0.4,
     ),
     summary="greedy over sublayers by Jensen-Shannon divergence, first blocks protected",
     source="FinerCut, arXiv 2405.18218",
@@ -295,7 +315,7 @@ SEARCHES.register(
 )
 SEARCHES.register(
     "blockpruner",
-    partial(Greedy, objective="loss", strategy="exhaustive", swap=False, preferred_unit="sublayer"),
+    partial(Greedy, objective="loss", strategy="exhaustive", swap=False, joint=False, preferred_unit="sublayer"),
     summary="greedy over sublayers by the loss",
     source="BlockPruner, arXiv 2406.10594",
 )

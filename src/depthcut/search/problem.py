@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from depthcut.importance.ablation import Ablation
@@ -131,6 +131,16 @@ class Problem:
             groups = [(unit,) for unit in kept if self.unit in ("sublayer", unit.kind)]
         groups = [group for group in groups if group and not self.protected.intersection(group)]
         return [group for group in groups if not self._is_priced or self._price(group) > 0]
+
+    def joint_candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
+        """Pairs that go in one step beside single sublayers, where steps are judged by what they save.
+
+        An attention and the feed-forward part next to it are often dear one by one and cheap together, which a search
+        that goes unit by unit never sees. Counting units, one step is one sublayer, so there are none.
+        """
+        if self.unit != "sublayer" or not self._is_priced or self.architecture.parallel:
+            return []
+        return replace(self, unit="pair").candidates(removed)
 
     @property
     def _is_priced(self) -> bool:

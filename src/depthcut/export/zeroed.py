@@ -1,0 +1,95 @@
+"""A stock checkpoint of a model whose blocks lack sublayers: what is absent is written with zero weights.
+
+Every engine that runs the family runs it and gives the right answers, bit for bit in transformers, since a sublayer
+whose weights are all zero adds exactly zero. It is neither smaller nor faster than a model whose blocks are whole, and
+its KV cache is no smaller: the form for engines that know nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from depthcut.export import EXPORTS, VerificationError
+from depthcut.export.hf import verify_directory, write_directory
+from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.sublayers import MANIFEST, is_marked
+from depthcut.types import Unit
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """The stock architecture, with zeros where sublayers are absent."""
+
+    note: ClassVar[str] = (
+        "right answers in every engine, but no gain: absent sublayers are stored and computed as zeros; the forms "
+        "nemotron-nas and gguf leave them out"
+    )
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Holds every model that depthcut loads."""
+
+    def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        write_directory(filled(model), tokenizer, folder)
+
+    @torch.no_grad()
+    def verify(self, folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
+        whole = filled(model)
+        input_ids = input_ids.to(model.device)
+        logits, found = (one(input_ids=input_ids, use_cache=False).logits for one in (model, whole))
+        if not torch.equal(logits, found):
+            difference = float((logits - found).abs().max())
+            raise VerificationError(f"with zeros in place of what was removed, logits differ by up to {difference:.3g}")
+        verify_directory(folder, whole, input_ids)
+
+
+def filled(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the stock type with zero weights where sublayers are absent; it shares the other tensors.
+
+    A model whose blocks are whole comes back as it is.
+    """
+    if not is_marked(model.config):
+        return model
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    whole: PreTrainedModel = copy.deepcopy(model, tensors)
+    config = whole.config
+    stock = CONFIG_MAPPING[config.model_type.removeprefix(PRUNED_PREFIX)]
+    absent = [Unit.parse(name) for name in getattr(config, MANIFEST)]
+    for name in ("model_type", MANIFEST, "auto_map"):
+        config.__dict__.pop(name, None)
+    config.__class__ = stock
+    whole.__class__ = MODEL_FOR_CAUSAL_LM_MAPPING[stock]
+    with torch.device("meta"):
+        template = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    architecture = find_architecture(config)
+    templates, blocks = (architecture.block_list(one) for one in (template, whole))
+    for unit in absent:
+        for name in architecture.branches[unit.kind].modules:
+            setattr(blocks[unit.layer], name, _zeros(getattr(templates[unit.layer], name), model.device))
+    return whole.eval()
+
+
+def _zeros(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module of the meta device with storage and zero parameters."""
+    assert not list(module.buffers()), "a buffer of the meta device has lost its values"
+    module = module.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    return module
+
+
+EXPORTS.register(
+    "zeroed",
+    Zeroed,
+    summary="stock architecture with zeros for absent sublayers: right answers everywhere, no gain",
+    source="ours",
+)

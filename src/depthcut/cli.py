@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depthcut.export import VerificationError
-from depthcut.types import InputError, Measurement, Plan, ScoreTable
+from depthcut.types import InputError, Measurement, Plan, Repair, ScoreTable
 
 if TYPE_CHECKING:
     from depthcut.pipeline import Preview
@@ -328,9 +328,10 @@ def report(
 ) -> None:
     """Make the report page again from plan.json, scores.json and results.json."""
     from depthcut.report import write_report
-    from depthcut.types import read_measurements
+    from depthcut.types import read_measurements, read_repairs
 
     plan = Plan.from_file(directory / "plan.json")
+    repairs = directory / "recovery.json"
     measurements = read_measurements(directory / "results.json")
     scores = directory / "scores.json"
     target = output or directory / "report.html"
@@ -342,6 +343,7 @@ def report(
         unit_sizes=plan.unit_sizes,
         command=shlex.join(["depthcut", *_how_to_make(directory, plan), "-o", "OUT"]),
         software={"measured with": measurements[0].software} if measurements else {},
+        repairs=read_repairs(repairs) if repairs.is_file() else (),
     )
     print(f"written to {target}")
 
@@ -395,7 +397,7 @@ def validate(
 ) -> None:
     """Check a recipe or an artefact without running anything."""
     from depthcut.recipe import Recipe
-    from depthcut.types import read_measurements
+    from depthcut.types import read_measurements, read_repairs
 
     if file.suffix in (".yaml", ".yml"):
         Recipe.from_yaml(file).check()
@@ -403,6 +405,8 @@ def validate(
         ScoreTable.from_file(file)
     elif file.name == "results.json":
         read_measurements(file)
+    elif file.name == "recovery.json":
+        read_repairs(file)
     else:
         Plan.from_file(file)
     print(f"{file} is valid")
@@ -410,7 +414,7 @@ def validate(
 
 @app.command()
 def schema(
-    name: Annotated[str, typer.Argument(help="recipe, plan, scores or results.")] = "recipe",
+    name: Annotated[str, typer.Argument(help="recipe, plan, scores, results or recovery.")] = "recipe",
 ) -> None:
     """Print the JSON schema of a recipe or an artefact."""
     import json
@@ -418,11 +422,11 @@ def schema(
     from depthcut.recipe import Recipe
     from depthcut.registry import unknown_name
 
-    records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, "results": Measurement}
+    records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, "results": Measurement, "recovery": Repair}
     if name not in records:
         raise InputError(unknown_name("schema", name, list(records)))
     found: dict[str, Any] = records[name].model_json_schema()  # type: ignore[attr-defined]
-    print(json.dumps({"type": "array", "items": found} if name == "results" else found, indent=2))
+    print(json.dumps({"type": "array", "items": found} if name in ("results", "recovery") else found, indent=2))
 
 
 def _recipe(**options: object) -> Recipe:

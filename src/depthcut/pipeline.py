@@ -385,6 +385,7 @@ def _write_artefacts(session: Session, result: Result, folder: Path, command: st
         unit_sizes=result.plan.unit_sizes,
         command=command,
         software=software(),
+        repairs=result.repairs,
     )
     write_model_card(
         folder / "README.md",
@@ -392,6 +393,7 @@ def _write_artefacts(session: Session, result: Result, folder: Path, command: st
         measurements=result.measurements,
         command=command,
         software=software(),
+        repairs=result.repairs,
         base_model=session.source.base_model,
         license=session.source.license,
     )

@@ -260,3 +260,11 @@ class TestGemma3:
         file = read_file(path)
         assert file.get("gemma3.block_count") == 15
         assert file.get("gemma3.attention.sliding_window_pattern") == 5
+
+    def test_a_quantised_file_is_pruned_as_it_is(self, tmp_path):
+        require("gemma3-270m")
+        source = find_gguf("gemma3-270m")
+        copy = plan_copy(read_file(source), units("3.attn 3.ffn 8.ffn 9.attn 15.ffn 16.attn"))
+        copy.write(tmp_path / "model.gguf")
+        copy.verify(tmp_path / "model.gguf")
+        assert read_file(tmp_path / "model.gguf").get("gemma3.attention.sliding_window_pattern") == 5

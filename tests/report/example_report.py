@@ -4,7 +4,18 @@ import math
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from depthcut.types import Measurement, Plan, Provenance, Scores, ScoreTable, Step, TextDescription, Unit, UnitSize
+from depthcut.types import (
+    Measurement,
+    Plan,
+    Provenance,
+    Repair,
+    Scores,
+    ScoreTable,
+    Step,
+    TextDescription,
+    Unit,
+    UnitSize,
+)
 
 NUM_BLOCKS = 30
 ATTENTION = UnitSize(parameters=884_736 + 576, kv_bytes_per_token=768)
@@ -23,6 +34,7 @@ class Case:
     unit_sizes: dict[str, UnitSize]
     command: str = "depthcut prune HuggingFaceTB/SmolLM2-135M -o smaller --remove 8 --unit block"
     software: dict[str, str] = field(default_factory=lambda: {"depthcut": "0.1.0", "torch": "2.13.0"})
+    repairs: tuple[Repair, ...] = ()
 
     def page_arguments(self) -> dict[str, object]:
         return dict(vars(self))
@@ -144,3 +156,21 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
             f"{layer}.{kind}": size for layer in range(num_blocks) for kind, size in (("attn", ATTENTION), ("ffn", FFN))
         },
     )
+
+
+def make_repairs(name: str = "lora") -> tuple[Repair, ...]:
+    """A repair in closed form, and one that was trained and did not help."""
+    text = TextDescription(source=name, detail=name, num_samples=56, length=512, seed=0, digest="ab12")
+    closed = Repair(
+        method="refit",
+        settings={"reads": True, "ridges": (0.1, 1.0)},
+        text=text,
+        held_out=text.model_copy(update={"num_samples": 8}),
+        before=0.9747,
+        after=0.7303,
+        kept=True,
+        units={"11.ffn": 0.526},
+    )
+    curve = tuple((step, 4 - step / 100) for step in range(10, 110, 10))
+    trained = closed.model_copy(update={"method": name, "before": 0.73, "after": 0.81, "kept": False, "curve": curve})
+    return closed, trained

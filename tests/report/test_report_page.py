@@ -9,7 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from example_report import make_case, measure
+from example_report import make_case, make_repairs, measure
 
 from depthcut.report import write_report
 from depthcut.report.page import PageData, unbroken
@@ -79,13 +79,24 @@ def test_the_json_in_the_page_equals_the_inputs(page_of, case):
     assert PageData.model_validate_json(data_of(page)) == expected
 
 
+def test_repairs_stand_on_the_page_with_what_they_gave(page_of, case):
+    text = " ".join("".join(Elements(page_of(case, repairs=make_repairs())).text).split())
+    section = text[text.index("What was done after the removal") :]
+    places = [section.index(part) for part in ("refit", "0.975", "0.730", "yes", "lora", "0.810", "no, undone")]
+    assert places == sorted(places)
+    assert (
+        "fitted to lora (lora), 56 × 512 tokens, seed 0; KL to dense 0.975 → 0.730 on 8 × 512 held-out tokens" in text
+    )
+    assert "100 3" in text  # the last step of the training and its loss
+
+
 def test_hostile_text_cannot_leave_its_place(page_of, case):
-    page = page_of(case.renamed(HOSTILE))
+    page = page_of(case.renamed(HOSTILE), repairs=make_repairs(HOSTILE))
     assert HOSTILE not in page
     assert "<script>alert" not in page
     assert "<" not in data_of(page)
     assert json.loads(data_of(page))["plan"]["model"]["source"] == HOSTILE
-    plain = Elements(page_of(case.renamed("plain")))
+    plain = Elements(page_of(case.renamed("plain"), repairs=make_repairs("plain")))
     assert [tag for tag, _ in Elements(page).elements] == [tag for tag, _ in plain.elements]
 
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from depthcut.report.provenance import provenance
 from depthcut.report.removal import headline, removed_list
 from depthcut.report.table import before_after, columns, data_notes
-from depthcut.types import Measurement, Plan
+from depthcut.types import Measurement, Plan, Repair
 
 
 def write_model_card(
@@ -27,6 +27,7 @@ def write_model_card(
     measurements: Sequence[Measurement],
     command: str,
     software: Mapping[str, str],
+    repairs: Sequence[Repair] = (),
     base_model: str | None,
     license: str | None,
 ) -> None:
@@ -35,6 +36,7 @@ def write_model_card(
     Args:
         command: what reproduces the model, as one would type it.
         software: name to version.
+        repairs: what was done to the model after the removal, in order.
         base_model: hub id of the dense model; None leaves it out of the metadata.
         license: identifier of the dense model's licence, as the hub writes it; None leaves it out.
     """
@@ -68,7 +70,7 @@ def write_model_card(
         rows=rows,
         notes=data_notes(rows),
         command=command,
-        facts=provenance(plan, measurements, software),
+        facts=provenance(plan, measurements, software, repairs),
     )
     path.write_text(card, encoding="utf-8", newline="\n")
 

@@ -18,11 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from depthcut.report.answer import answer
-from depthcut.report.provenance import provenance
+from depthcut.report.provenance import provenance, repair_row
 from depthcut.report.removal import headline, path_rows
 from depthcut.report.scores import nearest_windows, score_grids
 from depthcut.report.table import DENSE, before_after, columns, data_notes
-from depthcut.types import InputError, Measurement, Plan, Record, ScoreTable, UnitSize
+from depthcut.types import InputError, Measurement, Plan, Record, Repair, ScoreTable, UnitSize
 
 
 class PageData(Record):
@@ -34,6 +34,7 @@ class PageData(Record):
     unit_sizes: dict[str, UnitSize]
     command: str
     software: dict[str, str]
+    repairs: tuple[Repair, ...] = ()
     comparisons: tuple[Plan, ...] = ()
 
 
@@ -46,6 +47,7 @@ def write_report(
     unit_sizes: Mapping[str, UnitSize],
     command: str,
     software: Mapping[str, str],
+    repairs: Sequence[Repair] = (),
     comparisons: Sequence[Plan] = (),
 ) -> None:
     """Writes the report page.
@@ -57,6 +59,7 @@ def write_report(
         unit_sizes: parameters and key-value bytes of every unit of the dense model, by `17.attn`.
         command: what reproduces the model, as one would type it.
         software: name to version.
+        repairs: what was done to the model after the removal, in order.
         comparisons: other paths on the same model; those with this plan's objective are drawn behind it.
 
     Raises:
@@ -75,6 +78,7 @@ def write_report(
         unit_sizes=dict(unit_sizes),
         command=command,
         software=dict(software),
+        repairs=tuple(repairs),
         comparisons=tuple(comparisons),
     )
     rows = before_after(measurements)
@@ -104,8 +108,9 @@ def write_report(
         shares_known=bool(dense_parameters),
         has_curve=any(step.objective is not None for step in plan.steps),
         grids=score_grids(scores, plan) if scores else [],
+        repairs=[repair_row(repair) for repair in repairs],
         windows=nearest_windows(scores.angular) if scores else [],
-        facts=provenance(plan, measurements, software),
+        facts=provenance(plan, measurements, software, repairs),
         data=json_for_script(data),
         style=Markup(_resource("page.css")),
         scripts=[Markup(script) for script in scripts],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from depthcut.report.table import value_text
-from depthcut.types import Measurement, Plan, TextDescription
+from depthcut.types import Measurement, Plan, Repair, TextDescription
 
 
-def provenance(plan: Plan, measurements: Sequence[Measurement], software: Mapping[str, str]) -> list[tuple[str, str]]:
+def provenance(
+    plan: Plan, measurements: Sequence[Measurement], software: Mapping[str, str], repairs: Sequence[Repair] = ()
+) -> list[tuple[str, str]]:
     """Terms and their texts, in the order of the pipeline; what is not known is left out."""
     model = plan.model
     kind = [model.model_type, f"{model.num_blocks} blocks", model.dtype]
@@ -26,6 +29,7 @@ def provenance(plan: Plan, measurements: Sequence[Measurement], software: Mappin
         ("Objective", plan.objective or ""),
         ("Protected", ", ".join(str(unit) for unit in plan.protected)),
         ("Cost of the search", _cost_words(plan)),
+        *(("Repair", _repair_words(repair)) for repair in repairs),
         ("Measured on", _distinct(measurement.device for measurement in measurements)),
         ("Software", ", ".join(f"{name} {version}" for name, version in software.items())),
     ]
@@ -39,6 +43,38 @@ _CANDIDATES = {
     "ffn": "FFNs",
     "sublayer": "sublayers",
 }
+
+
+@dataclass(frozen=True)
+class RepairRow:
+    """One repair as the page's table shows it.
+
+    Attributes:
+        steps: step and loss of a training, as texts.
+    """
+
+    method: str
+    before: str
+    after: str
+    kept: str
+    steps: tuple[tuple[str, str], ...]
+
+
+def repair_row(repair: Repair) -> RepairRow:
+    """The texts of one repair."""
+    before, after = (value_text(value, "number") for value in (repair.before, repair.after))
+    steps = tuple((str(step), value_text(loss, "number")) for step, loss in repair.curve)
+    return RepairRow(repair.method, before, after, "yes" if repair.kept else "no, undone", steps)
+
+
+def _repair_words(repair: Repair) -> str:
+    row = repair_row(repair)
+    settings = ", ".join(f"{name} {value}" for name, value in repair.settings.items())
+    held_out = repair.held_out
+    return (
+        f"{repair.method} ({settings}), fitted to {_text_words(repair.text)}; KL to dense {row.before} → {row.after} "
+        f"on {held_out.num_samples} × {held_out.length} held-out tokens{'' if repair.kept else ', undone'}"
+    )
 
 
 def _text_words(text: TextDescription) -> str:

@@ -10,10 +10,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import xllamacpp
-
 FORCED = 1e6
 """Added to the logit of the token that is wanted next; the reported log-probability is the one before."""
+
+GGML_TYPE_F32 = 0
 
 ROOM = 8
 """Positions beyond those that are asked for."""
@@ -26,8 +26,12 @@ def main(model: str, request_file: str, threads: str) -> None:
     token at a time as a chat would compute them, and `prompt` is read in one piece and continued greedily by
     `num_new` tokens; where either is empty, the first `length` tokens of the text stand for it.
     """
+    import xllamacpp
+
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    server = xllamacpp.Server(_parameters(model, int(threads), request["length"] + request["num_new"]))
+    server = xllamacpp.Server(
+        _parameters(xllamacpp.CommonParams(), model, int(threads), request["length"] + request["num_new"])
+    )
     text_tokens = _post(server, "/tokenize", content=request["text"], add_special=False)["tokens"]
     tokens = request["tokens"] or text_tokens[: request["length"]]
     prompt = request["prompt"] or text_tokens[: request["length"]]
@@ -45,16 +49,15 @@ def main(model: str, request_file: str, threads: str) -> None:
     print(json.dumps({"text_tokens": text_tokens, "log_probs": log_probs, "greedy": continued["tokens"]}))
 
 
-def _parameters(model: str, threads: int, length: int) -> Any:
+def _parameters(parameters: Any, model: str, threads: int, length: int) -> Any:
     """Plain and small: the cache in float32 so that only the file's own precision is judged."""
-    parameters = xllamacpp.CommonParams()
     parameters.model.path = model
     parameters.n_ctx = length + ROOM
     parameters.n_batch = parameters.n_ubatch = 64
     parameters.n_parallel = 1
     parameters.n_gpu_layers = 0
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.cache_type_k = parameters.cache_type_v = GGML_TYPE_F32
     parameters.cache_ram_mib = 0
     parameters.warmup = False
     parameters.fit_params = False

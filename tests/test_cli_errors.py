@@ -109,7 +109,7 @@ def prune_error(error, llama, tmp_path):
         (["--dtype", "int8"], "dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
         (["--device", "gpu"], "there is no device 'gpu' here; use auto, cpu"),
         (["--revision", "main"], "is no model of the hub and has no revision 'main'"),
-        (["--recover", "magic"], "recover: Input should be 'none'"),
+        (["--recover", "magic"], "unknown recovery 'magic'; known: "),
         (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1"),
         (["--calibration-samples", "0"], "calibration_samples: Input should be greater than or equal to 1"),
         (["--calibration-length", "65"], "longer than the model's context of 64; give --calibration-length 64 or less"),

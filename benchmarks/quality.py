@@ -98,10 +98,15 @@ def find(name, count, largest, source, stream, calibration, folder) -> tuple[Uni
     recipe = Recipe(model=source.provenance.source, unit=unit.removesuffix("-count"), remove=str(largest))
     problem = pose_problem(recipe, source)
     block = sum(size.parameters for part, size in problem.sizes.units.items() if part.layer == 0)
-    left = 1 - count * block / problem.sizes.parameters
-    cost_aware = unit == "sublayer"
-    nested = unit in ("block", "pair") and not name.startswith(("uidl", "evolutionary"))
-    target = Budget("count", largest if nested else count) if unit in ("block", "pair") else Budget("parameters", left)
+
+    def budget(num_blocks: int) -> Budget:
+        if unit in ("block", "pair"):
+            return Budget("count", num_blocks)
+        return Budget("parameters", 1 - num_blocks * block / problem.sizes.parameters)
+
+    # Smaller sets are cut from the path to the largest, where the method makes one.
+    nested = unit != "sublayer" and not name.startswith(("uidl", "evolutionary"))
+    target = budget(largest if nested else count)
     file = folder / f"{name.replace(' ', '-')}-{largest if nested else count}.json"
     if not file.is_file():
         search, began = make(), time.perf_counter()
@@ -117,13 +122,13 @@ def find(name, count, largest, source, stream, calibration, folder) -> tuple[Uni
             ablation = Ablation(stream, calibration, search.objective, journal=journal)
             # A count-driven sublayer search (FinerCut) knows no sizes: it goes on until the parameters are gone.
             posed = replace(problem, budget=target, ablation=ablation)
-            problem = posed if cost_aware or nested else Unpriced(**vars_of(posed))
+            problem = Unpriced(**vars_of(posed)) if unit == "sublayer-count" else posed
         steps = search.path(problem)
         file.write_text(json.dumps([step.model_dump(mode="json") for step in steps], indent=1))
         print(f"{name}: {len(steps)} steps, {time.perf_counter() - began:.0f} s", flush=True)
     steps = [Step.model_validate(step) for step in json.loads(file.read_text())]
-    taken = replace(problem, budget=Budget("count", count)) if nested else replace(problem, budget=target)
-    return tuple(part for step in steps[: taken.num_steps(steps)] for part in step.remove)
+    num_taken = replace(problem, budget=budget(count)).num_steps(steps)
+    return tuple(part for step in steps[:num_taken] for part in step.remove)
 
 
 class Unpriced(Problem):

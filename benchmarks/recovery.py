@@ -3,8 +3,8 @@
     python benchmarks/quality.py --data DIR      # finds the plans
     python benchmarks/recovery.py --data DIR
 
-Removed is what `greedy pairs (default)` found at 4 and 8 of 30 blocks' worth of parameters, on the first 16 x 512 tokens of
-the C4 sample; repairs see --samples x 512 tokens from the same start. Measured in float32 like `quality.py`.
+Removed is what `greedy pairs (default)` found at 4 and 8 of 30 blocks' worth of parameters, on the first 16 x 512
+tokens of the C4 sample; repairs see --samples x 512 tokens from the same start. Measured in float32 as in quality.py.
 """
 
 import argparse

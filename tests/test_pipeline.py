@@ -1,5 +1,6 @@
 """The whole product on tiny models: what is written, that it is the model in memory, and that runs can be trusted."""
 
+import functools
 import json
 import re
 import shutil
@@ -17,8 +18,10 @@ from depthcut.export import VerificationError, hf
 from depthcut.importance.static import METRICS
 from depthcut.model.load import ModelSource
 from depthcut.recipe import Recipe
+from depthcut.recovery.refit import Refit
 from depthcut.search.problem import SEARCHES
-from depthcut.types import InputError, Plan, ScoreTable, read_measurements
+from depthcut.session import Session, find_model
+from depthcut.types import InputError, Plan, ScoreTable, read_measurements, read_repairs
 
 FAMILIES = ("llama", "gemma3_text", "gpt2", "qwen2")
 IDENTITY = 3
@@ -317,6 +320,67 @@ def test_other_methods_are_measured_beside_at_equal_parameters(models, capsys):
 
 
 # Plans found before
+
+
+REPAIRED = OPTIONS | {"remove": "1", "recover": "refit", "recover_samples": 16, "calibration_samples": 2}
+
+
+def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(models, tmp_path, command):
+    result = depthcut.prune(str(models["qwen2"]), output=tmp_path / "out", protect=[str(IDENTITY)], **REPAIRED)
+    (record,) = read_repairs(tmp_path / "out" / "recovery.json")
+    assert record == result.repairs[0]
+    assert record.kept and record.after < record.before
+    assert (record.text.num_samples, record.held_out.num_samples) == (14, 2)
+    assert {row.model for row in result.measurements} == {"dense", "pruned", "not repaired"}
+    unrepaired = depthcut.apply(
+        str(models["qwen2"]), tmp_path / "out" / "plan.json", output=tmp_path / "plain", speed=False, **TEXTS
+    )
+    assert unrepaired.repairs == () and not (tmp_path / "plain" / "recovery.json").exists()
+    values = {(row.name, row.model): row.value for row in result.measurements}
+    plain = {(row.name, row.model): row.value for row in unrepaired.measurements}
+    assert plain["parameters", "pruned"] == values["parameters", "pruned"]
+    assert torch.equal(logits(reloaded(tmp_path / "out")), logits(result.model))
+    assert not torch.equal(logits(result.model), logits(unrepaired.model))
+    page = command("report", tmp_path / "out", "-o", tmp_path / "page.html")
+    assert "written" in page and "refit (reads True" in (tmp_path / "page.html").read_text()
+
+
+def test_a_search_is_followed_by_refit_and_a_ranking_by_nothing(models):
+    build = functools.partial(Recipe.build, model=str(models["llama"]), remove="1")
+    assert [name for name, _ in build().recoveries] == ["refit"]
+    assert build(method="shortgpt").recoveries == []
+    assert build(recover="none").recoveries == []
+
+
+def test_what_measures_is_never_what_a_repair_saw(models):
+    recipe = Recipe.build(model=str(models["llama"]), **REPAIRED)
+    session = Session.prepare(recipe, find_model(recipe))
+    assert not session.recovery.document_digests & session.evaluation.document_digests
+    assert len(session.recovery.input_ids) == 16
+
+
+def test_an_interrupted_repair_leaves_nothing_and_is_made_again(models, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Refit, "repair", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            depthcut.prune(str(models["llama"]), output=tmp_path / "out", **REPAIRED)
+    assert not (tmp_path / "out").exists()
+    resumed = depthcut.prune(str(models["llama"]), output=tmp_path / "out", resume=True, **REPAIRED)
+    at_once = depthcut.prune(str(models["llama"]), **REPAIRED)
+    assert torch.equal(logits(resumed.model), logits(at_once.model))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_an_emulated_model_goes_only_where_its_modules_can_go(models, tmp_path):
+    options = REPAIRED | {"recover": "low-rank,rank=2", "protect": [str(IDENTITY)]}
+    assert depthcut.prune(str(models["llama"]), output=tmp_path / "out", **options).repairs[0].kept
+    for form in ("gguf", "nemotron-nas", "zeroed"):
+        with pytest.raises(InputError, match=f"the form {form} cannot hold this model: .* was replaced with a module"):
+            pipeline.export(str(tmp_path / "out"), form, tmp_path / form)
+        assert not (tmp_path / form).exists()
 
 
 def test_applying_a_plan_gives_the_model_that_pruning_gave(pruned, models, command, tmp_path):

@@ -278,9 +278,13 @@ def evaluate(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     speed: Speed = True,
+    engine: Annotated[
+        str,
+        typer.Option(help="Where speed is measured: transformers, llama.cpp or vllm; in the last two nothing else is."),
+    ] = "transformers",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurements as JSON.")] = None,
 ) -> None:
-    """Measure a written model beside its dense one: perplexity, KL to dense, sizes, speed."""
+    """Measure a written model beside its dense one: perplexity, KL to dense, sizes, speed and memory."""
     from depthcut import pipeline
     from depthcut.types import write_measurements
 
@@ -296,7 +300,7 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         speed=speed,
     )
-    measurements = pipeline.evaluate(recipe, pruned)
+    measurements = pipeline.evaluate(recipe, pruned, engine=engine)
     _print_measurements(measurements)
     if output is not None:
         write_measurements(measurements, output)

@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.evaluation.compare import compare, software
+from depthcut.evaluation.engines import compare_engine_speed
+from depthcut.evaluation.speed import ROUNDS
 from depthcut.export import EXPORTS, Export
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.model.load import ModelSource, resolve
@@ -185,8 +187,17 @@ def require_same_model(plan: Plan, source: ModelSource) -> None:
     plan.require_made_for(source.provenance)
 
 
-def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
-    """Measures a written model beside its dense one on the recipe's evaluation text."""
+def evaluate(recipe: Recipe, pruned: str, *, engine: str = "transformers") -> list[Measurement]:
+    """Measures a written model beside its dense one: on the recipe's evaluation text, and its speed in an engine.
+
+    Args:
+        engine: one of `ENGINES`. Only transformers reads every form, so in another one speed alone is measured.
+
+    Raises:
+        InputError: the models do not belong together, or the engine is missing or cannot read them.
+    """
+    if engine != "transformers":
+        return _engine_speed(recipe, pruned, engine)
     source = find_model(recipe)
     pruned_source = resolve(pruned, dtype=source.provenance.dtype, trust_remote_code=recipe.trust_remote_code)
     sizes = [config.get_text_config().vocab_size for config in (source.config, pruned_source.config)]
@@ -198,7 +209,19 @@ def evaluate(recipe: Recipe, pruned: str) -> list[Measurement]:
     session = Session.prepare(recipe, source, calibrate=False, repair=False).load()
     assert session.stream is not None and session.evaluation is not None
     pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
-    return _about(source, compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=recipe.speed))
+    measurements = compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=False)
+    if recipe.speed:
+        known = {measurement.name for measurement in measurements}
+        measurements += [found for found in _engine_speed(recipe, pruned, engine) if found.name not in known]
+    return _about(source, measurements)
+
+
+def _engine_speed(recipe: Recipe, pruned: str, engine: str) -> list[Measurement]:
+    """Speed and memory in an engine, every model in a fresh process."""
+    with progress(f"timing in {engine}", ROUNDS + 1) as advance:
+        return compare_engine_speed(
+            engine, {"dense": recipe.model, "pruned": pruned}, dtype=recipe.dtype, advance=advance
+        )
 
 
 def export(

@@ -140,12 +140,30 @@ def test_every_prefix_of_a_path_of_pairs_packs_into_whole_blocks(seed):
 def test_a_parameter_budget_is_met_by_the_cheapest_damage_per_parameter():
     stream = engine()
     task = problem(stream, "sublayer", budget="parameters=0.6")
-    steps = replace(EXHAUSTIVE).path(task)
+    steps = replace(EXHAUSTIVE, joint=False).path(task)
     removed = {unit for step in steps for unit in step.remove}
     assert task.sizes.parameters_without(removed) <= 0.6 * task.sizes.parameters
     assert not task.is_met(removed - set(steps[-1].remove))
     rates = {c: task.ablation(c) / task.saving(c, ()) for c in task.candidates()}
     assert steps[0].remove == min(rates, key=rates.get)
+
+
+def test_pairs_go_while_a_whole_one_is_asked_for_and_exchanges_go_by_halves():
+    task = problem(engine(), "sublayer", budget="parameters=0.6")
+    path = EXHAUSTIVE.path(task)
+    sizes = [len(step.remove) for step in path]
+    assert sizes == sorted(sizes, reverse=True) and sizes[:2] == [2, 2]
+    assert not problem(engine(), "sublayer", budget="parameters=0.6").joint_candidates(
+        set(path[0].remove + path[1].remove)
+    )
+    alone = {pair: task.ablation(pair) for pair in task.joint_candidates()}
+    assert path[0].remove == min(alone, key=alone.get)
+    refined = replace(EXHAUSTIVE, swap=True).path(task)
+    removed = {unit for step in refined for unit in step.remove}
+    assert task.is_met(removed)
+    assert refined[-1].objective == pytest.approx(task.ablation(removed))
+    assert refined[-1].objective < path[-1].objective
+    assert task.joint_candidates() and not replace(task, budget=Budget("count", 4)).joint_candidates()
 
 
 def test_a_kv_budget_removes_attentions_only():

@@ -29,7 +29,7 @@ from depthcut.export import EXPORTS
 from depthcut.export.hf import make_readable
 from depthcut.export.second_reader import verify_with
 from depthcut.model.architectures import PRUNED_PREFIX
-from depthcut.model.sublayers import MANIFEST, is_marked
+from depthcut.model.sublayers import MANIFEST, is_marked, require_no_emulations
 from depthcut.types import InputError
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -47,6 +47,7 @@ class NemotronNas:
     note: ClassVar[str] = "vLLM and SGLang need --trust-remote-code for it: configuration_decilm.py in the directory"
 
     def check(self, config: PreTrainedConfig) -> None:
+        require_no_emulations(config, "nemotron-nas")
         model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
         reason = None
         if model_type not in FAMILIES:

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, Architecture
 from depthcut.model.bypass import Emulation, RemovedAttention, RemovedFFN, remove_branch
-from depthcut.types import Unit
+from depthcut.types import InputError, Unit
 
 CODE_FILE = "modeling_depthcut.py"
 MANIFEST = "removed_sublayers"
@@ -90,6 +90,15 @@ def is_marked(config: PreTrainedConfig) -> bool:
 def missing_units(config: PreTrainedConfig) -> frozenset[Unit]:
     """What the kept blocks lack; `Unit.layer` counts the blocks that the model has."""
     return frozenset(Unit.parse(name) for name in getattr(config, MANIFEST, ()))
+
+
+def require_no_emulations(config: PreTrainedConfig, form: str) -> None:
+    """Raises InputError where modules stand in place of removed sublayers, which no engine's format has."""
+    if getattr(config, EMULATED, None):
+        raise InputError(
+            f"the form {form} cannot hold this model: {min(getattr(config, EMULATED))} was replaced with a module of "
+            "depthcut's (recover bias or low-rank); use the form hf, or repair with refit, which needs no module"
+        )
 
 
 def remote_code(model_type: str, architecture: Architecture) -> str:

@@ -15,6 +15,9 @@ from depthcut.recovery.training.goals import ask_teacher
 from depthcut.recovery.training.schedule import Count, counting_sequences, require_packages, training_rows
 from depthcut.recovery.training.uidl import LowRank
 
+FULL_RATE = 1e-4
+"""Highest learning rate of whole weights, where none is given; UIDL's are for LoRA."""
+
 
 @dataclass(frozen=True)
 class Distill(LowRank):
@@ -44,9 +47,12 @@ class Distill(LowRank):
             if self.train == "lora":
                 return train_adapters(damage, pruned, teacher, self, folder)
             names = [name for name, _ in pruned.named_parameters()]
-            return train_weights(damage, pruned, names, teacher, self, self.rate_for(pruned.config), folder)
+            return train_weights(damage, pruned, names, teacher, self, self.learning_rate or FULL_RATE, folder)
 
 
 RECOVERIES.register(
-    "distill", Distill, summary="KL to the dense model's kept answers, by LoRA or all weights", source="Minitron"
+    "distill",
+    Distill,
+    summary="KL to the dense model's kept answers, by LoRA or all weights",
+    source="Minitron, arXiv 2407.14679",
 )

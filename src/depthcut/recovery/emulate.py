@@ -49,6 +49,7 @@ class Bias:
         emulations = {unit: Emulation(hidden_size, 0) for unit in means}
         for unit, emulation in emulations.items():
             emulation.bias.copy_(means[unit][1] / _branch_multiplier(damage))
+        damage.advance(100)
         left = {str(unit): after[unit] / before[unit] if before[unit] else 1.0 for unit in sorted(means)}
         return Repaired(_replaced(damage, emulations), left)
 
@@ -97,6 +98,7 @@ class LowRank:
             _visit_removed(damage, frozenset(units), add)
             for unit in units:
                 found = moments[unit].solve(self.ridges)
+                damage.advance(100 / len(means))
                 emulations[unit], left[str(unit)] = self._emulation(damage, moments[unit], *means[unit], *found)
         return Repaired(_replaced(damage, emulations), left)
 

@@ -50,5 +50,5 @@ RECOVERIES.register(
     "lora", LoRA, summary="LoRA on the loss of the text, merged afterwards", source="UIDL, arXiv 2403.17887"
 )
 RECOVERIES.register(
-    "qlora", QLoRA, summary="the same, trained over 4-bit (NF4) weights", source="UIDL, arXiv 2403.17887"
+    "qlora", QLoRA, summary="LoRA trained over 4-bit (NF4) copies of the weights", source="UIDL, arXiv 2403.17887"
 )

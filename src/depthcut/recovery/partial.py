@@ -25,7 +25,7 @@ class Partial(Schedule):
         tied: train the head also where it is the input embedding, in both roles.
     """
 
-    learning_rate: Rate = 1e-4
+    learning_rate: Rate = 3e-4
     blocks: Count = 3
     tied: bool = False
 

@@ -44,7 +44,8 @@ class Greedy:
         num_oldest: candidates looked at because it is longest ago.
         num_full: candidates evaluated in full each round, at least and at most.
         tolerance: how much worse than the best full evaluation an estimate may be and still be evaluated in full.
-        joint: where steps are judged by what they save, let pairs go in one step beside single sublayers.
+        joint: where single sublayers may go and the budget counts parameters, take pairs while it asks for that many;
+            exchanges then part them.
         effort: unit evaluations that exchanges may bring the search to, as a share of what the naive loop of full
             forward passes costs.
         protected_fraction: blocks at the start that stay until that share of the sublayers (and one) is gone:
@@ -140,9 +141,8 @@ class _Rounds:
 
     def candidates(self, removed: Removed) -> list[Removal]:
         """What one step may remove beside what is removed."""
-        candidates = self.problem.candidates(removed)
-        if self.settings.joint:
-            candidates += self.problem.joint_candidates(removed)
+        joint = self.problem.joint_candidates(removed) if self.settings.joint else []
+        candidates = joint or self.problem.candidates(removed)
         share = self.settings.protected_fraction
         if len(removed) > int(share * len(self.problem.units)):
             return candidates

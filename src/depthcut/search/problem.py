@@ -133,14 +133,16 @@ class Problem:
         return [group for group in groups if not self._is_priced or self._price(group) > 0]
 
     def joint_candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
-        """Pairs that go in one step beside single sublayers, where steps are judged by what they save.
+        """Pairs that may go in one step where single sublayers may go and the budget counts parameters.
 
         An attention and the feed-forward part next to it are often dear one by one and cheap together, which a search
-        that goes unit by unit never sees. Counting units, one step is one sublayer, so there are none.
+        that goes unit by unit never sees. A pair that would save more than is asked for is none.
         """
-        if self.unit != "sublayer" or not self._is_priced or self.architecture.parallel:
+        if self.unit != "sublayer" or self.budget.kind != "parameters" or self.architecture.parallel:
             return []
-        return replace(self, unit="pair").candidates(removed)
+        surplus = self._surplus(removed)
+        pairs = replace(self, unit="pair").candidates(removed)
+        return [pair for pair in pairs if self._price(pair) <= surplus]
 
     @property
     def _is_priced(self) -> bool:

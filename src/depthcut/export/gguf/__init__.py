@@ -56,7 +56,9 @@ class Gguf:
 
     def check(self, config: PreTrainedConfig) -> None:
         from depthcut.export.gguf.convert import find_family
+        from depthcut.model.sublayers import require_no_emulations
 
+        require_no_emulations(config, "gguf")
         find_family(config)
         kind = self.tensor_type
         if kind is None or kind in DIRECT_TYPES:

@@ -158,11 +158,13 @@ def test_pairs_go_while_a_whole_one_is_asked_for_and_exchanges_go_by_halves():
     )
     alone = {pair: task.ablation(pair) for pair in task.joint_candidates()}
     assert path[0].remove == min(alone, key=alone.get)
-    refined = replace(EXHAUSTIVE, swap=True).path(task)
+    task = problem(engine(), "sublayer", budget="parameters=0.75")
+    path, refined = (replace(EXHAUSTIVE, swap=swap).path(task) for swap in (False, True))
     removed = {unit for step in refined for unit in step.remove}
     assert task.is_met(removed)
     assert refined[-1].objective == pytest.approx(task.ablation(removed))
     assert refined[-1].objective < path[-1].objective
+    assert {unit.layer for unit in path[0].remove} == {5} and {unit.layer for unit in refined[0].remove} == {4, 5}
     assert task.joint_candidates() and not replace(task, budget=Budget("count", 4)).joint_candidates()
 
 

@@ -507,7 +507,9 @@ def _print_result(result: Any, output: Path) -> None:
     _print_measurements(result.measurements)
     for repair in result.repairs:
         outcome = "" if repair.kept else "; it did not help and was undone"
-        print(f"{repair.method}: KL to dense {repair.before:.3f} -> {repair.after:.3f} on held-out text{outcome}")
+        print(
+            f"{repair.method}: {repair.objective} {repair.before:.3f} -> {repair.after:.3f} on held-out text{outcome}"
+        )
     print("\nreloaded in a fresh process: logits equal bit for bit, greedy tokens equal with and without cache")
     print(f"model and report.html written to {output}")
 

@@ -17,6 +17,9 @@ from depthcut.recovery import Recovery, parse_recovery
 from depthcut.search.problem import SEARCHES, Budget, Search
 from depthcut.types import InputError, Record, UnitChoice, first_problem
 
+PASSES_AT_MOST = 8
+"""How often a training may go through its text."""
+
 
 class Recipe(Record):
     """A run of `depthcut prune`; the command line's options under the same names.
@@ -187,6 +190,13 @@ class Recipe(Record):
         search = self.build_search()
         assert self.parsed_budget
         assert self.memory_bytes
+        for name, recovery in self.recoveries:
+            if recovery.num_sequences > PASSES_AT_MOST * self.num_recovery_samples:
+                raise InputError(
+                    f"{name} would train on {recovery.num_sequences} sequences and its text has "
+                    f"{self.num_recovery_samples}, so it would learn them by heart; give --recover-samples "
+                    f"{-(-recovery.num_sequences // PASSES_AT_MOST)} or more, or train less: {name},steps=..."
+                )
         if self.recoveries:
             check_source(parse_source(self.recovery_text), "calibration")
         for form in self.export:

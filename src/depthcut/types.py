@@ -296,7 +296,8 @@ class Repair(Record):
     Attributes:
         settings: its hyper-parameters.
         text: what it was fitted to or trained on.
-        held_out: what it was judged on: `before` and `after` are KL to dense there, in nats per token.
+        held_out: what it was judged on.
+        objective: what had to fall: `before` and `after` are its values there.
         kept: whether it helped; where not, the model is as it was.
         units: by unit that was refitted or replaced, the share of its error on held-out text that is left.
         curve: training loss by step.
@@ -306,6 +307,7 @@ class Repair(Record):
     settings: dict[str, bool | int | float | str | tuple[float | str, ...] | None]
     text: TextDescription
     held_out: TextDescription
+    objective: str
     before: float
     after: float
     kept: bool

@@ -14,7 +14,7 @@ from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import Emulation, RemovedFFN, remove_branch
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.recovery import Damage, Repaired, kl_to_dense, parse_recovery, recover
+from depthcut.recovery import Damage, Repaired, held_out_value, parse_recovery, recover
 from depthcut.recovery.emulate import Bias, LowRank
 from depthcut.recovery.moments import FITTED, HELD_OUT, Moments
 from depthcut.recovery.refit import LinearMap, Refit
@@ -31,6 +31,10 @@ def damage(model, removed, **changes):
     stream = DecoderStream(model, find_architecture(model.config))
     text, held_out = tiny.samples(32, 24), tiny.samples(6, 24, seed=5)
     return Damage(stream, frozenset(removed), text, held_out, 2**30, **changes)
+
+
+def held_out_kl(given, model):
+    return held_out_value(given, model, "kl")
 
 
 def cut(given):
@@ -86,7 +90,7 @@ def test_a_planted_constant_is_found():
     repaired = Bias().repair(given, cut(given))
     planted = given.dense.model.model.layers[3].mlp.emulation.bias
     torch.testing.assert_close(repaired.model.model.layers[3].mlp.emulation.bias, planted, atol=1e-5, rtol=1e-5)
-    assert kl_to_dense(given, repaired.model) < 1e-9
+    assert held_out_kl(given, repaired.model) < 1e-9
 
 
 @pytest.mark.parametrize("recovery", [LinearMap(ridges=NO_RIDGE), Refit(reads=False, ridges=NO_RIDGE)])
@@ -101,8 +105,8 @@ def test_a_planted_map_of_what_the_last_projection_wrote_is_folded_into_it(recov
     found = repaired.model.model.layers[3].self_attn.o_proj.weight
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert repaired.units["3.attn"] == pytest.approx(0, abs=1e-8)
-    assert kl_to_dense(given, cut(given)) > 1e-3
-    assert kl_to_dense(given, repaired.model) < 1e-8
+    assert held_out_kl(given, cut(given)) > 1e-3
+    assert held_out_kl(given, repaired.model) < 1e-8
 
 
 def test_moments_solve_least_squares():
@@ -226,6 +230,8 @@ class Harm:
     """Doubles an output projection."""
 
     replaces_units: ClassVar[bool] = False
+    judged_by: ClassVar[str] = "kl"
+    num_sequences: ClassVar[int] = 0
 
     def check(self, architecture, config):
         pass
@@ -251,8 +257,10 @@ def test_kl_on_held_out_text_is_the_mean_over_tokens():
     ids = given.held_out.input_ids
     with torch.no_grad():
         p, q = (torch.log_softmax(model(input_ids=ids).logits, dim=-1) for model in (given.dense.model, pruned))
-    assert kl_to_dense(given, pruned) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
-    assert kl_to_dense(given, given.dense.model) == pytest.approx(0, abs=1e-7)
+    assert held_out_kl(given, pruned) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
+    assert held_out_kl(given, given.dense.model) == pytest.approx(0, abs=1e-7)
+    loss = torch.nn.functional.cross_entropy(q[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert held_out_value(given, pruned, "loss") == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_recoveries_are_named_set_and_chained():

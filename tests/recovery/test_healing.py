@@ -19,7 +19,7 @@ from depthcut.calibration import Samples
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX
 from depthcut.model.stream import DecoderStream
 from depthcut.objectives import KL
-from depthcut.recovery import RECOVERIES, Damage, kl_to_dense, parse_recovery
+from depthcut.recovery import RECOVERIES, Damage, held_out_value, parse_recovery
 from depthcut.recovery.distill import Distill
 from depthcut.recovery.lora import LoRA, QLoRA
 from depthcut.recovery.partial import Partial
@@ -102,9 +102,9 @@ class TestHealing:
     )
     def test_a_damaged_last_block_is_healed(self, planted, recovery):
         damage, wrong = planted
-        before = kl_to_dense(damage, wrong)
+        before = held_out_value(damage, wrong, "kl")
         repaired = recovery.repair(damage, wrong)
-        after = kl_to_dense(damage, repaired.model)
+        after = held_out_value(damage, repaired.model, "kl")
         assert after < 0.7 * before
         steps, losses = zip(*repaired.curve, strict=True)
         assert steps == tuple(range(1, 41))

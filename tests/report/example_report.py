@@ -166,6 +166,7 @@ def make_repairs(name: str = "lora") -> tuple[Repair, ...]:
         settings={"reads": True, "ridges": (0.1, 1.0)},
         text=text,
         held_out=text.model_copy(update={"num_samples": 8}),
+        objective="kl",
         before=0.9747,
         after=0.7303,
         kept=True,

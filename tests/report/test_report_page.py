@@ -84,9 +84,7 @@ def test_repairs_stand_on_the_page_with_what_they_gave(page_of, case):
     section = text[text.index("What was done after the removal") :]
     places = [section.index(part) for part in ("refit", "0.975", "0.730", "yes", "lora", "0.810", "no, undone")]
     assert places == sorted(places)
-    assert (
-        "fitted to lora (lora), 56 × 512 tokens, seed 0; KL to dense 0.975 → 0.730 on 8 × 512 held-out tokens" in text
-    )
+    assert "fitted to lora (lora), 56 × 512 tokens, seed 0; kl 0.975 → 0.730 on 8 × 512 held-out tokens" in text
     cells = [part.strip() for part in Elements(page_of(case, repairs=make_repairs())).text if part.strip()]
     assert cells[cells.index("Step", cells.index("Training loss of lora as a table")) :][:4] == [
         "Step",

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.calibration import Samples
 from depthcut.model.architectures import Architecture
 from depthcut.model.stream import DecoderStream
-from depthcut.objectives import KL, POSITIONS_AT_ONCE
+from depthcut.objectives import NEXT_TOKEN_OBJECTIVES, POSITIONS_AT_ONCE, find_objective
 from depthcut.registry import Registry, unknown_name
 from depthcut.types import InputError, Repair, Unit, first_problem
 
@@ -53,11 +53,13 @@ class Repaired:
     Attributes:
         units: by unit that was refitted or replaced, the share of its error on held-out text that is left.
         curve: training loss by step.
+        settings: hyper-parameters that followed from the model.
     """
 
     model: PreTrainedModel
     units: dict[str, float] = field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()
+    settings: dict[str, int | float] = field(default_factory=dict)
 
 
 class Recovery(Protocol):
@@ -65,10 +67,18 @@ class Recovery(Protocol):
 
     Attributes:
         replaces_units: whether it begins from the dense model and puts modules in place of what was removed.
+        judged_by: the objective that has to fall on held-out text for the result to be kept.
+        num_sequences: how many it trains on, one after the other; 0 where it is solved.
     """
 
     @property
     def replaces_units(self) -> bool: ...
+
+    @property
+    def judged_by(self) -> str: ...
+
+    @property
+    def num_sequences(self) -> int: ...
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Raises InputError where the family or the machine does not allow it; needs no weights."""
@@ -117,40 +127,46 @@ def _parse_one(text: str) -> Recovery:
 
 
 @torch.no_grad()
-def kl_to_dense(damage: Damage, model: PreTrainedModel) -> float:
-    """KL(dense || model) in nats per token on the held-out text. Costs a forward pass of each."""
+def held_out_value(damage: Damage, model: PreTrainedModel, name: str) -> float:
+    """An objective's mean over the held-out tokens. Costs a forward pass of the model, and of the dense one."""
     dense, other, samples = damage.dense, DecoderStream(model, damage.dense.architecture), damage.held_out
-    objective, total = KL(), torch.zeros((), dtype=torch.float64)
-    targets = torch.empty(0)  # KL looks at none
+    objective, total, count = find_objective(name), torch.zeros((), dtype=torch.float64), 0
     for begin in range(0, len(samples.input_ids), damage.batch_size):
         rows = slice(begin, begin + damage.batch_size)
         batches = [stream.prepare(samples.input_ids[rows], samples.attention_mask[rows]) for stream in (dense, other)]
         pieces = (
             stream.logits(batch, stream.run(batch)) for stream, batch in zip((dense, other), batches, strict=True)
         )
+        counted = batches[0].token_mask
+        if name in NEXT_TOKEN_OBJECTIVES:
+            counted = torch.nn.functional.pad(counted[:, :-1] & counted[:, 1:], (0, 1))
+        targets = torch.nn.functional.pad(batches[0].input_ids[:, 1:], (0, 1))
         for (positions, expected), (_, found) in zip(*pieces, strict=True):
-            present = batches[0].token_mask[:, positions]
-            expected, found = expected[present], found[present]
+            chosen = counted[:, positions]
+            expected, found, follows = expected[chosen], found[chosen], targets[:, positions][chosen]
+            count += len(found)
             for first in range(0, len(expected), POSITIONS_AT_ONCE):
                 part = slice(first, first + POSITIONS_AT_ONCE)
                 reference = objective.reference(expected[part].float())
-                total += objective.at_positions(reference, found[part].float(), targets).double().sum().cpu()
-    return float(total / samples.attention_mask.sum())
+                total += objective.at_positions(reference, found[part].float(), follows[part]).double().sum().cpu()
+    return float(total / count)
 
 
 def recover(name: str, recovery: Recovery, damage: Damage, pruned: PreTrainedModel) -> tuple[PreTrainedModel, Repair]:
-    """Repairs, and keeps the result only where KL to the dense model on the held-out text falls.
+    """Repairs, and keeps the result only where what judges it falls on the held-out text.
 
     Returns:
         The repaired model, or the one that was given, and what was measured.
     """
-    before = kl_to_dense(damage, pruned)
+    before = held_out_value(damage, pruned, recovery.judged_by)
     repaired = recovery.repair(damage, pruned)
-    after = kl_to_dense(damage, repaired.model)
+    after = held_out_value(damage, repaired.model, recovery.judged_by)
     helps = after < before
     record = Repair(
         method=name,
-        settings={field.name: getattr(recovery, field.name) for field in dataclasses.fields(recovery)},  # type: ignore[arg-type]
+        settings={field.name: getattr(recovery, field.name) for field in dataclasses.fields(recovery)}  # type: ignore[arg-type]
+        | repaired.settings,
+        objective=recovery.judged_by,
         text=damage.text.description,
         held_out=damage.held_out.description,
         before=before,

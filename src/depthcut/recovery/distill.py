@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,6 +28,7 @@ class Distill(LowRank):
         top_k: tokens of each answer that are kept one by one; the others count as one.
     """
 
+    judged_by: ClassVar[str] = "kl"
     train: Literal["lora", "full"] = "lora"
     top_k: Count = 64
 

@@ -30,6 +30,8 @@ class Bias:
     """The mean of what each removed unit added. Costs two forward passes of the decoder."""
 
     replaces_units: ClassVar[bool] = True
+    judged_by: ClassVar[str] = "kl"
+    num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Takes every family."""
@@ -68,6 +70,8 @@ class LowRank:
     rank: int = 16
     ridges: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
     replaces_units: ClassVar[bool] = True
+    judged_by: ClassVar[str] = "kl"
+    num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Raises InputError where the rank is out of range."""

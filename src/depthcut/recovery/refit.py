@@ -53,6 +53,8 @@ class Refit:
     reads: bool = True
     ridges: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     replaces_units: ClassVar[bool] = False
+    judged_by: ClassVar[str] = "kl"
+    num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Takes every family."""
@@ -78,6 +80,8 @@ class LinearMap:
 
     ridges: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
     replaces_units: ClassVar[bool] = False
+    judged_by: ClassVar[str] = "kl"
+    num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Takes every family."""

@@ -54,6 +54,7 @@ class RepairRow:
     """
 
     method: str
+    objective: str
     before: str
     after: str
     kept: str
@@ -64,7 +65,7 @@ def repair_row(repair: Repair) -> RepairRow:
     """The texts of one repair."""
     before, after = (value_text(value, "number") for value in (repair.before, repair.after))
     steps = tuple((str(step), value_text(loss, "number")) for step, loss in repair.curve)
-    return RepairRow(repair.method, before, after, "yes" if repair.kept else "no, undone", steps)
+    return RepairRow(repair.method, repair.objective, before, after, "yes" if repair.kept else "no, undone", steps)
 
 
 def _repair_words(repair: Repair) -> str:
@@ -72,8 +73,8 @@ def _repair_words(repair: Repair) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in repair.settings.items())
     held_out = repair.held_out
     return (
-        f"{repair.method} ({settings}), fitted to {_text_words(repair.text)}; KL to dense {row.before} → {row.after} "
-        f"on {held_out.num_samples} × {held_out.length} held-out tokens{'' if repair.kept else ', undone'}"
+        f"{repair.method} ({settings}), fitted to {_text_words(repair.text)}; {repair.objective} {row.before} → "
+        f"{row.after} on {held_out.num_samples} × {held_out.length} held-out tokens{'' if repair.kept else ', undone'}"
     )
 
 

@@ -57,7 +57,8 @@ def train_adapters(
         before, after = _loss(damage, model), _loss(damage, healed)
     allowed = 2 * rounded + (MERGED_LOSS if healed.dtype == torch.float32 and not nf4 else ROUNDED_LOSS)
     assert abs(after - before) <= allowed, f"merging LoRA changed the loss from {before:.4f} to {after:.4f}"
-    return Repaired(healed, curve=curve)
+    used = {"rank": settings.rank_for(config), "learning_rate": settings.rate_for(config)}
+    return Repaired(healed, curve=curve, settings=used)
 
 
 def linear_paths(model: PreTrainedModel, architecture: Architecture, modules: Modules) -> list[str]:

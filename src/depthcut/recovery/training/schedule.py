@@ -34,6 +34,7 @@ class Schedule:
     warmup: Annotated[int, Field(ge=0)] = 100
 
     replaces_units: ClassVar[bool] = False
+    judged_by: ClassVar[str] = "loss"
 
     @property
     def num_sequences(self) -> int:

@@ -26,4 +26,4 @@ def train_weights(
     """A model with the named parameters trained; in float32, and rounded to the model's type once, at the end."""
     model = copy_to_train(pruned, names)
     curve = train(model, goal, schedule, learning_rate, damage, folder)
-    return Repaired(with_tensors(pruned, trained(model)), curve=curve)
+    return Repaired(with_tensors(pruned, trained(model)), curve=curve, settings={"learning_rate": learning_rate})

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.model.architectures import Architecture
 from depthcut.model.bypass import Emulation, remove_branch
 from depthcut.model.packing import PackedBlock, check_units, pack
+from depthcut.model.quantisation import tensors
 from depthcut.model.sublayers import is_marked, mark
 from depthcut.types import InputError, Unit
 
@@ -130,8 +131,7 @@ def apply(
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the modules that shares every tensor with the model; whoever changes one replaces it."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, tensors)
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors(model)})
 
 
 def _renumber(block: nn.Module, index: int) -> None:

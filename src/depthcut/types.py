@@ -117,7 +117,8 @@ class Provenance(Record):
         source: what the user named: hub id, directory or file.
         revision: commit of a hub model.
         digest: sha256 over names, sizes and sampled bytes of the configuration and weight files.
-        quantisation: storage type of the source when it was dequantised on loading (for example `Q4_1`).
+        quantisation: storage type of the source's weights, where quantised: of a GGUF, which is dequantised on loading
+            (`Q4_1`), or of a directory, which stays as it is (`nf4`).
     """
 
     source: str

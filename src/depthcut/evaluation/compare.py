@@ -13,6 +13,7 @@ from depthcut.calibration import Samples
 from depthcut.evaluation.ideal import Work, with_ideals, work_of
 from depthcut.evaluation.language import compare_language
 from depthcut.evaluation.speed import ROUNDS, compare_speed, kv_bytes_per_token, prompt_length
+from depthcut.model.quantisation import num_elements
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.progress import progress
@@ -50,7 +51,7 @@ def compare(
     streams = {"dense": dense, **others}
     measurements = []
     for name, stream in streams.items():
-        parameters = sum(parameter.numel() for parameter in stream.model.parameters())
+        parameters = sum(num_elements(parameter) for parameter in stream.model.parameters())
         kv_bytes = kv_bytes_per_token(stream.model, evaluation.input_ids[:1, :CACHE_TOKENS])
         for measure, value, unit in (
             ("parameters", parameters, "parameters"),

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from depthcut.export import EXPORTS, VerificationError
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.quantisation import quantisation
 from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
 
 RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
@@ -34,14 +35,22 @@ WRITTEN_ENTRIES = frozenset({"_name_or_path", "architectures", "dtype", "transfo
 
 def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes model and tokenizer into an existing folder, readable by everyone the umask lets read."""
+    write_model(model, folder)
+    with without_bars():
+        tokenizer.save_pretrained(folder)
+    make_readable(folder)
+
+
+def write_model(model: PreTrainedModel, folder: Path) -> None:
+    """Writes configuration, weights and, where a stock type does not do, code into an existing folder."""
     if is_marked(model.config):
         model_type = model.config.model_type.removeprefix(PRUNED_PREFIX)
         (folder / CODE_FILE).write_text(remote_code(model_type, find_architecture(model.config)), encoding="utf-8")
-    with _without_bars():
-        # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them.
-        model.save_pretrained(folder, save_original_format=not is_marked(model.config))
-        tokenizer.save_pretrained(folder)
-    make_readable(folder)
+    # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them; and
+    # how tensors were quantised on loading cannot be undone on saving.
+    stock = not is_marked(model.config) and quantisation(model.config) is None
+    with without_bars():
+        model.save_pretrained(folder, save_original_format=stock)
 
 
 def make_readable(folder: Path) -> None:
@@ -55,7 +64,8 @@ def make_readable(folder: Path) -> None:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
+    """While open, transformers shows no progress bars."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -82,7 +92,8 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
     input_ids = input_ids.to(model.device)
     logits = model(input_ids=input_ids, use_cache=False).logits
     with_cache, without_cache = (_greedy(model, input_ids, use_cache) for use_cache in (True, False))
-    if model.dtype == torch.float32 and not torch.equal(with_cache, without_cache):
+    exact = model.dtype == torch.float32 and quantisation(model.config) is None
+    if exact and not torch.equal(with_cache, without_cache):
         raise VerificationError("the pruned model decodes other tokens with a cache than without")
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"

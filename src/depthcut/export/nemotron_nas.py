@@ -29,6 +29,7 @@ from depthcut.export import EXPORTS
 from depthcut.export.hf import make_readable
 from depthcut.export.second_reader import verify_with
 from depthcut.model.architectures import PRUNED_PREFIX
+from depthcut.model.quantisation import require_unquantised
 from depthcut.model.sublayers import MANIFEST, is_marked, require_no_emulations
 from depthcut.types import InputError
 
@@ -48,6 +49,7 @@ class NemotronNas:
 
     def check(self, config: PreTrainedConfig) -> None:
         require_no_emulations(config, "nemotron-nas")
+        require_unquantised(config, "nemotron-nas")
         model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
         reason = None
         if model_type not in FAMILIES:

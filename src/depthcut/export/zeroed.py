@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from depthcut.export import EXPORTS, VerificationError
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.quantisation import require_unquantised
 from depthcut.model.sublayers import MANIFEST, is_marked, require_no_emulations
 from depthcut.types import Unit
 
@@ -36,6 +37,7 @@ class Zeroed:
 
     def check(self, config: PreTrainedConfig) -> None:
         require_no_emulations(config, "zeroed")
+        require_unquantised(config, "zeroed")
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         write_directory(filled(model), tokenizer, folder)

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
+from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
 from depthcut.types import InputError, Provenance
 
@@ -86,6 +87,11 @@ class ModelSource:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         else:
             arguments["use_safetensors"] = True
+        stored = None if self.gguf_file else self.provenance.quantisation
+        if stored is not None:
+            quiet()
+            # Quantised weights are put where they stay: not every kind can be moved afterwards.
+            arguments["device_map"] = {"": device}
         with _reading(self.provenance.source, "weights"):
             model, found = AutoModelForCausalLM.from_pretrained(
                 self.folder, dtype=self.dtype, output_loading_info=True, **arguments
@@ -100,7 +106,8 @@ class ModelSource:
             model.config.__dict__.pop("quantization_config", None)
             model.hf_quantizer = None
             model.is_quantized = False
-        return model.to(device).eval()
+        settle(model)
+        return (model if stored is not None else model.to(device)).eval()
 
 
 def check_device(name: str) -> None:
@@ -154,6 +161,9 @@ def resolve(
         )
     architecture = find_architecture(config)
     stored = "float32" if gguf_file else str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
+    stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
+    if stored_as is not None:
+        require_reader(stored_as, f"the model {name}, stored as {stored_as},")
     provenance = Provenance(
         source=name,
         format=kind,
@@ -162,7 +172,7 @@ def resolve(
         model_type=config.model_type,
         num_blocks=config.num_hidden_layers,
         dtype=stored if dtype == "auto" else dtype,
-        quantisation=gguf_type(gguf_file) if gguf_file else None,
+        quantisation=stored_as,
     )
     source = ModelSource(provenance, folder, gguf_file, config, architecture, trust_remote_code)
     if packaged:
@@ -208,7 +218,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except DAMAGE as error:
+    except (*DAMAGE, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot read the {what} of {name}: {reason}") from error
     finally:

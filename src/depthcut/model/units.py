@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import Architecture
+from depthcut.model.quantisation import num_elements
 from depthcut.types import Unit, UnitKind, UnitSize
 
 
@@ -49,11 +50,11 @@ def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSi
     for layer, block in enumerate(architecture.block_list(model)):
         for kind, branch in architecture.branches.items():
             modules = (getattr(block, name) for name in branch.modules)
-            parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+            parameters = sum(num_elements(parameter) for module in modules for parameter in module.parameters())
             units[Unit(layer, kind)] = UnitSize(
                 parameters=parameters, kv_bytes_per_token=_kv_bytes(kind, parameters, kv_bytes)
             )
-    return ModelSizes(sum(parameter.numel() for parameter in model.parameters()), units)
+    return ModelSizes(sum(num_elements(parameter) for parameter in model.parameters()), units)
 
 
 def _kv_bytes(kind: UnitKind, parameters: int, kv_bytes: int) -> int:

@@ -16,7 +16,7 @@ def provenance(
     model = plan.model
     kind = [model.model_type, f"{model.num_blocks} blocks", model.dtype]
     if model.quantisation:
-        kind.append(f"dequantised from {model.quantisation}")
+        kind.append(f"{'dequantised from' if model.format == 'gguf' else 'quantised as'} {model.quantisation}")
     facts = [
         ("Model", model.source),
         ("Revision", model.revision or ""),

@@ -56,9 +56,11 @@ class Gguf:
 
     def check(self, config: PreTrainedConfig) -> None:
         from depthcut.export.gguf.convert import find_family
+        from depthcut.model.quantisation import require_unquantised
         from depthcut.model.sublayers import require_no_emulations
 
         require_no_emulations(config, "gguf")
+        require_unquantised(config, "gguf")
         find_family(config)
         kind = self.tensor_type
         if kind is None or kind in DIRECT_TYPES:

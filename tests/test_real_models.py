@@ -59,6 +59,16 @@ def generated(model, samples, use_cache):
     )
 
 
+def require_repaired(result):
+    """That a repair fitted to some text made the model better on other text than it was without."""
+    (record,) = result.repairs
+    assert record.kept
+    value = {(row.name, row.model): row.value for row in result.measurements}
+    assert value["kl_to_dense", "pruned"] < 0.8 * value["kl_to_dense", "not repaired"]
+    assert value["perplexity", "pruned"] < value["perplexity", "not repaired"]
+    assert value["parameters", "pruned"] == value["parameters", "not repaired"]
+
+
 class TestSmolLM2:
     @pytest.fixture(scope="class")
     def dense(self):
@@ -133,12 +143,22 @@ class TestSmolLM2:
                 assert distance == pytest.approx((np.arccos(ends) / np.pi).mean(), abs=1e-5), (layer, n)
 
 
+    def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self):
+        require("smollm2")
+        options = SHORT | {"recover": "refit", "recover_samples": 48}
+        require_repaired(depthcut.prune("smollm2", remove="25%", method="shortgpt", **options))
+
+
 class TestGemma3:
     @pytest.fixture(scope="class")
     def result(self, tmp_path_factory):
         require("gemma3-270m")
         output = tmp_path_factory.mktemp("gemma3") / "out"
-        return depthcut.prune("gemma3-270m", remove=4, method="shortgpt", unit="block", output=output, **SHORT)
+        options = SHORT | {"recover": "refit", "recover_samples": 24}
+        return depthcut.prune("gemma3-270m", remove=4, method="shortgpt", unit="block", output=output, **options)
+
+    def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self, result):
+        require_repaired(result)
 
     def test_layer_types_are_those_of_the_kept_blocks(self, result):
         # Every sixth block of the dense model sees the whole context; which ones are left is no longer a pattern.

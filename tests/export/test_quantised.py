@@ -28,9 +28,9 @@ SUBLAYERS = [Unit.parse(name) for name in ("0.attn", "1.ffn", "4.attn")]
 
 @pytest.fixture(autouse=True)
 def quick_reload(monkeypatch, request):
+    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
     if "fresh" not in request.node.name:
         tiny.reload_in_process(monkeypatch)
-        monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
 
 
 def make(family="llama", **changes):
@@ -268,8 +268,8 @@ def test_smollm2_is_the_same_model_in_either_order_fresh(tmp_path):
     removed = [Unit(layer, kind) for layer in (13, 25) for kind in ("attn", "ffn")]
     pruned = apply(dense, source.architecture, removed)
     first, last = quantise(pruned, "nf4"), apply(quantise(dense, "nf4"), source.architecture, removed)
-    # NF4 costs this small model a fifth of a nat; a wrong order of its 4-bit weights costs more than ten.
-    assert 0 < loss(first) - loss(pruned) < 0.6
+    # Rounding moves the loss by tenths of a nat, either way on one short text; weights in a wrong order by many nats.
+    assert 0 < abs(loss(first) - loss(pruned)) < 0.6
     assert loss(first) == loss(last)
     hf.write_directory(last, tokenizer, tmp_path)
     hf.verify_directory(tmp_path, last, ids[:, :32])

@@ -6,19 +6,18 @@ Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE pla
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 @torch.no_grad()
 def main(directory: str, expected_file: str, dtype: str, device: str, trust: str) -> None:
     expected = load_file(expected_file)
-    config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust == "trust")
     # Quantised weights are put where they stay, and not moved afterwards.
-    placed = {"device_map": {"": device}} if "quantization_config" in config else {}
+    placed = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
     model, loading = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=getattr(torch, dtype.removeprefix("torch.")),

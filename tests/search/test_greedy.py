@@ -168,6 +168,14 @@ def test_pairs_go_while_a_whole_one_is_asked_for_and_exchanges_go_by_halves():
     assert task.joint_candidates() and not replace(task, budget=Budget("count", 4)).joint_candidates()
 
 
+def test_a_budget_computed_from_pairs_takes_exactly_these_pairs():
+    for count in (1, 2, 3):
+        pairs = EXHAUSTIVE.path(problem(engine(), "pair", str(count)))
+        sizes = problem(engine(), "pair").sizes
+        left = sizes.parameters_without({unit for step in pairs for unit in step.remove}) / sizes.parameters
+        assert EXHAUSTIVE.path(problem(engine(), "sublayer", budget=f"parameters={left:.17f}")) == pairs
+
+
 def test_a_kv_budget_removes_attentions_only():
     steps = LAZY.path(problem(engine(), "sublayer", budget="kv=0.6"))
     assert {unit.kind for step in steps for unit in step.remove} == {"attn"}

@@ -16,6 +16,8 @@ from depthcut.objectives import find_objective
 from depthcut.registry import Registry
 from depthcut.types import InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
 
+ROUNDING, PRICE_ROUNDING = 1e-9, 1e-6
+"""Relative: of all that has to go, and of what one step saves."""
 REMAINING_SHARES = ("parameters", "kv", "latency")
 
 
@@ -142,7 +144,7 @@ class Problem:
             return []
         surplus = self._surplus(removed)
         pairs = replace(self, unit="pair").candidates(removed)
-        return [pair for pair in pairs if self._price(pair) <= surplus]
+        return [pair for pair in pairs if self._price(pair) * (1 - PRICE_ROUNDING) <= surplus]
 
     @property
     def _is_priced(self) -> bool:
@@ -162,7 +164,8 @@ class Problem:
         """How much of what the budget counts has still to go."""
         totals = {"parameters": self.sizes.parameters, "kv": self.sizes.kv_bytes_per_token}
         total = totals[self.budget.kind] if self.latency is None else self.latency.token_seconds
-        return (1 - self.budget.amount) * total - self._price(removed)
+        # A share that was computed from exactly these units must not ask for one more.
+        return (1 - self.budget.amount) * total * (1 - ROUNDING) - self._price(removed)
 
     def saving(self, group: Removal, removed: Collection[Unit]) -> float:
         """What removing a group brings towards the budget after others; a surplus at the end counts for nothing."""

@@ -389,7 +389,7 @@ def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
         )
         for model, files, dtype in (
             ("dense", dense_files, stored),
-            ("pruned", folder.glob("*.safetensors"), source.provenance.dtype),
+            ("pruned", folder.glob("*.safetensors"), source.provenance.dtype if source.gguf_file else stored),
         )
     ]
     return _about(source, sizes)

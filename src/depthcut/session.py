@@ -23,6 +23,7 @@ from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import sizes_from_config
 from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.recipe import Recipe
+from depthcut.recovery import check_recoveries
 from depthcut.search.problem import Problem
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
@@ -117,8 +118,8 @@ class Session:
             InputError: a text is too short, empty, or the same for both purposes, or a repair cannot be done.
         """
         repair = repair and bool(recipe.recoveries)
-        for _, method in recipe.recoveries if repair else ():
-            method.check(source.architecture, source.config)
+        if repair:
+            check_recoveries(recipe.recoveries, source.architecture, source.config)
         _require_context(recipe, source, calibrate=calibrate, evaluate=evaluate)
         tokenizer = source.load_tokenizer()
         text = parse_source(recipe.calibration)

@@ -217,12 +217,12 @@ def test_a_quantised_directory_is_copied_as_hf(tmp_path):
     assert torch.equal(*(logits(resolve(str(d)).load_model("cpu")) for d in (directory, tmp_path / "out")))
 
 
-@pytest.mark.parametrize("name", ["refit", "linear"])
-def test_repairs_that_solve_weights_refuse_before_weights_load(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["refit", "low-rank", "linear"])
+def test_repairs_refuse_before_weights_load(name, tmp_path, monkeypatch):
     directory = save_quantised("int8", tmp_path / "dense")
     monkeypatch.setattr("depthcut.model.load.ModelSource.load_model", lambda *_: pytest.fail("weights were read"))
     expected = (
-        f"the recovery {name} solves weights anew and cannot write them into int8 ones; repair the model before it is "
+        f"the recovery {name} makes weights anew and cannot write them into int8 ones; repair the model before it is "
         f"quantised: prune the unquantised one with --recover {name}, then depthcut export --to nf4 or int8, or prune "
         "this one with --recover none"
     )

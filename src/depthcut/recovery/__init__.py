@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.calibration import Samples
 from depthcut.model.architectures import Architecture
+from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
 from depthcut.objectives import NEXT_TOKEN_OBJECTIVES, POSITIONS_AT_ONCE, find_objective
 from depthcut.registry import Registry, unknown_name
@@ -124,6 +125,19 @@ def _parse_one(text: str) -> Recovery:
         return adapter.validate_python(dataclasses.asdict(made) | values)  # type: ignore[call-overload]
     except ValidationError as error:
         raise InputError(f"{name} cannot be set so: {first_problem(error)}") from error
+
+
+def check_recoveries(chain: list[tuple[str, Recovery]], architecture: Architecture, config: PreTrainedConfig) -> None:
+    """Raises InputError where a repair cannot be made on such a model; needs no weights."""
+    stored = quantisation(config)
+    for name, recovery in chain:
+        if stored is not None:
+            raise InputError(
+                f"the recovery {name} makes weights anew and cannot write them into {stored} ones; repair the model "
+                f"before it is quantised: prune the unquantised one with --recover {name}, then depthcut export --to "
+                "nf4 or int8, or prune this one with --recover none"
+            )
+        recovery.check(architecture, config)
 
 
 @torch.no_grad()

@@ -31,13 +31,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthcut.model.architectures import Architecture, Branch
-from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import Batch, DecoderStream
 from depthcut.model.sublayers import missing_units
 from depthcut.recovery import RECOVERIES, Damage, Repaired
 from depthcut.recovery.moments import FITTED, HELD_OUT, Moments, held_out_sequences
 from depthcut.surgery import twin
-from depthcut.types import InputError, Unit
+from depthcut.types import Unit
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Refit:
     num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
-        """Raises InputError where the weights are quantised."""
-        _require_writable(config, "refit")
+        """Takes every family."""
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
@@ -86,8 +84,7 @@ class LinearMap:
     num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
-        """Raises InputError where the weights are quantised."""
-        _require_writable(config, "linear")
+        """Takes every family."""
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
@@ -316,17 +313,6 @@ class _FrontToBack:
         energy = moments.energy * gain.double().cpu().square()
         share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
         return {str(unit): share for unit in group.dense}
-
-
-def _require_writable(config: PreTrainedConfig, name: str) -> None:
-    """Raises InputError where solved weights could not be written."""
-    stored = quantisation(config)
-    if stored is not None:
-        raise InputError(
-            f"the recovery {name} solves weights anew and cannot write them into {stored} ones; repair the model "
-            f"before it is quantised: prune the unquantised one with --recover {name}, then depthcut export --to nf4 "
-            "or int8, or prune this one with --recover none"
-        )
 
 
 def _normed(block: nn.Module, branch: Branch, stream: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from depthcut.recovery import Damage, parse_recovery, recover
 from depthcut.surgery import apply
 from depthcut.types import Step
 
-JUDGING_SHARE = 8
+JUDGING_SHARE = 16
 
 
 def main() -> None:

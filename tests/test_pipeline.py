@@ -322,7 +322,7 @@ def test_other_methods_are_measured_beside_at_equal_parameters(models, capsys):
 # Plans found before
 
 
-REPAIRED = OPTIONS | {"remove": "1", "recover": "refit", "recover_samples": 16, "calibration_samples": 2}
+REPAIRED = OPTIONS | {"remove": "1", "recover": "refit", "recover_samples": 64, "calibration_samples": 2}
 
 
 def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(models, tmp_path, command):
@@ -330,7 +330,7 @@ def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(mo
     (record,) = read_repairs(tmp_path / "out" / "recovery.json")
     assert record == result.repairs[0]
     assert record.kept and record.after < record.before
-    assert (record.text.num_samples, record.held_out.num_samples) == (14, 2)
+    assert (record.text.num_samples, record.held_out.num_samples) == (60, 4)
     assert {row.model for row in result.measurements} == {"dense", "pruned", "not repaired"}
     unrepaired = depthcut.apply(
         str(models["qwen2"]), tmp_path / "out" / "plan.json", output=tmp_path / "plain", speed=False, **TEXTS
@@ -356,7 +356,7 @@ def test_what_measures_is_never_what_a_repair_saw(models):
     recipe = Recipe.build(model=str(models["llama"]), **REPAIRED)
     session = Session.prepare(recipe, find_model(recipe))
     assert not session.recovery.document_digests & session.evaluation.document_digests
-    assert len(session.recovery.input_ids) == 16
+    assert len(session.recovery.input_ids) == 64
 
 
 def test_an_interrupted_repair_leaves_nothing_and_is_made_again(models, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from depthcut.types import (
 )
 from depthcut.workspace import check_output, workspace
 
-JUDGING_SHARE = 8
+JUDGING_SHARE = 16
 """One sequence of the recovery text in so many judges whether a repair is kept, and is fitted to by none."""
 
 CHECKPOINTS = "checkpoints"

@@ -38,7 +38,7 @@ class Recipe(Record):
             looks at the output, else `none`.
         recover_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
         recover_samples: its sequences, of the calibration's length; four times the calibration's where left out. One in
-            eight judges the repair.
+            sixteen judges the repair.
         compare: methods whose choice at equal parameters is measured beside the pruned model, and not written.
         export: further forms to write, each into a folder of its name beside the Hugging Face model.
         memory_budget: what a search may keep of streams and dense probabilities, `2GiB` or `800MiB`.

@@ -37,7 +37,7 @@ METHODS = {
     "evolutionary over blocks (EvoPress)": ("block", lambda: replace(SEARCHES.find("evopress").make(), generations=20)),
     "greedy blocks": ("block", Greedy),
     "greedy pairs (default)": ("pair", Greedy),
-    "greedy pairs, 4 x the exchanges": ("pair", lambda: Greedy(effort=0.32)),
+    "greedy pairs with 4 x the exchanges": ("pair", lambda: Greedy(effort=0.32)),
     "greedy sublayers at cost": ("sublayer", Greedy),
 }
 

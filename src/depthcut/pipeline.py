@@ -171,7 +171,7 @@ def apply_plan(
     """
     check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)
-    require_same_model(plan, source)
+    plan.require_made_for(source.provenance)
     if num_steps is not None:
         plan = plan.applying(num_steps)
     check_removal(source.config, source.architecture, plan.removed)
@@ -180,11 +180,6 @@ def apply_plan(
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         result = _carry_out(session.load(), plan, None, folder, command, {})
     return replace(result, output=output)
-
-
-def require_same_model(plan: Plan, source: ModelSource) -> None:
-    """Raises InputError when the plan was made for another model."""
-    plan.require_made_for(source.provenance)
 
 
 def evaluate(recipe: Recipe, pruned: str, *, engine: str = "transformers") -> list[Measurement]:

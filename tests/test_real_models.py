@@ -59,12 +59,12 @@ def generated(model, samples, use_cache):
     )
 
 
-def require_repaired(result):
-    """That a repair fitted to some text made the model better on other text than it was without."""
+def require_repaired(result, share_left):
+    """That a repair fitted to some text left at most a share of the KL to dense on other text."""
     (record,) = result.repairs
     assert record.kept
     value = {(row.name, row.model): row.value for row in result.measurements}
-    assert value["kl_to_dense", "pruned"] < value["kl_to_dense", "not repaired"]
+    assert value["kl_to_dense", "pruned"] < share_left * value["kl_to_dense", "not repaired"]
     assert value["perplexity", "pruned"] < value["perplexity", "not repaired"]
     assert value["parameters", "pruned"] == value["parameters", "not repaired"]
 
@@ -145,7 +145,7 @@ class TestSmolLM2:
     def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self):
         require("smollm2")
         options = SHORT | {"recover": "refit", "recover_samples": 48}
-        require_repaired(depthcut.prune("smollm2", remove="25%", method="shortgpt", **options))
+        require_repaired(depthcut.prune("smollm2", remove="25%", method="shortgpt", **options), share_left=0.8)
 
 
 class TestGemma3:
@@ -157,7 +157,7 @@ class TestGemma3:
         return depthcut.prune("gemma3-270m", remove=4, method="shortgpt", unit="block", output=output, **options)
 
     def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self, result):
-        require_repaired(result)
+        require_repaired(result, share_left=1)
 
     def test_layer_types_are_those_of_the_kept_blocks(self, result):
         # Every sixth block of the dense model sees the whole context; which ones are left is no longer a pattern.

@@ -1,10 +1,14 @@
 """A made-up report on a model of SmolLM2-135M's shape: 8 of 30 blocks removed, every score, all measurements."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 
+import yaml
+
+from depthcut.report import Run
 from depthcut.types import (
+    GenerationSample,
     Measurement,
     Plan,
     Provenance,
@@ -24,45 +28,44 @@ BLOCK_PARAMETERS = ATTENTION.parameters + FFN.parameters
 DENSE_PARAMETERS = 134_515_008
 
 
-@dataclass(frozen=True)
-class Case:
-    """The arguments of the page and the card, to be changed with `dataclasses.replace`."""
+COMMAND = "depthcut prune HuggingFaceTB/SmolLM2-135M -o smaller --remove 8 --unit block"
+COLLAPSE = 11
 
-    plan: Plan
-    scores: ScoreTable | None
-    measurements: tuple[Measurement, ...]
-    unit_sizes: dict[str, UnitSize]
-    command: str = "depthcut prune HuggingFaceTB/SmolLM2-135M -o smaller --remove 8 --unit block"
-    software: dict[str, str] = field(default_factory=lambda: {"depthcut": "0.1.0", "torch": "2.13.0"})
-    repairs: tuple[Repair, ...] = ()
 
-    def page_arguments(self) -> dict[str, object]:
-        return dict(vars(self))
-
-    def card_arguments(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key not in ("scores", "unit_sizes")}
-
-    def renamed(self, source: str) -> "Case":
-        """The same report on a model, calibration and command of another name."""
-        plan = self.plan.model_copy(
-            update={
-                "model": self.plan.model.model_copy(update={"source": source, "revision": source}),
-                "calibration": self.plan.calibration.model_copy(update={"source": source, "detail": source}),
-                "budget": source,
-                "method": source,
-                "objective": source,
-            }
-        )
-        measurements = tuple(row.model_copy(update={"data": source, "device": source}) for row in self.measurements)
-        return replace(self, plan=plan, measurements=measurements, command=source, software={source: source})
+def renamed(run: Run, text: str) -> Run:
+    """The same report with another text wherever one comes from outside: model, prompt, command, task, ..."""
+    plan = run.plan.model_copy(
+        update={
+            "model": run.plan.model.model_copy(update={"source": text, "revision": text}),
+            "calibration": run.plan.calibration.model_copy(update={"source": text, "detail": text}),
+            "budget": text,
+            "method": text,
+            "objective": text,
+        }
+    )
+    measurements = [row.model_copy(update={"data": text, "device": text}) for row in run.measurements]
+    measurements += [measure(f"{text}/{text}", model, 0.5, unit="share of items") for model in ("dense", "pruned")]
+    return replace(
+        run,
+        plan=plan,
+        measurements=tuple(measurements),
+        command=text,
+        software={text: text},
+        generation=(GenerationSample(prompt=text, dense=text, pruned=text + text, setting=text),),
+        recipe=yaml.safe_dump({"recover": text}),
+        name=text,
+    )
 
 
 def measure(name: str, model: str, value: float, **details: object) -> Measurement:
     return Measurement(name=name, model=model, value=value, **{"unit": "", **details})
 
 
-def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 13, 16, 25, 12, 17, 26)) -> Case:
-    """A report on a model of any depth; the path goes on after the removed blocks, in steps that are not applied."""
+def make_run(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 13, 16, 25, 12, 17, 26)) -> Run:
+    """A report on a model of any depth; the path goes on after the removed blocks, in steps that are not applied.
+
+    The objective grows by 0.02 a step and collapses after `COLLAPSE` of them.
+    """
     random = Random(0)
     model = Provenance(
         source="HuggingFaceTB/SmolLM2-135M",
@@ -77,7 +80,8 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
         source="c4", detail="validation", num_samples=16, length=512, seed=0, digest="51c09ea7d2f4b1886e03"
     )
     further = [block for block in range(num_blocks - 2, 1, -1) if block not in removed][:6]
-    objectives = [0.69 * (1 - math.exp(-0.02 * i**1.6)) for i in range(1, len(removed) + len(further) + 1)]
+    orders = range(1, len(removed) + len(further) + 1)
+    objectives = [0.02 * min(order, COLLAPSE) + 0.14 * max(0, order - COLLAPSE) for order in orders]
     plan = Plan(
         model=model,
         calibration=calibration,
@@ -91,6 +95,9 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
             for block, objective in zip([*removed, *further], objectives, strict=True)
         ),
         cost={"unit_evaluations": 120_400, "candidate_evaluations": 196, "seconds": 412.6},
+        unit_sizes={
+            f"{layer}.{kind}": size for layer in range(num_blocks) for kind, size in (("attn", ATTENTION), ("ffn", FFN))
+        },
     ).applying(len(removed))
 
     def importance(layer: int, scale: float) -> float:
@@ -132,8 +139,11 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
     kept = num_blocks - len(removed)
     text = {"data": "WikiText-2 test, 32 × 512 tokens", "unit": "perplexity", "samples": 32}
     speed = {"unit": "tokens/s", "samples": 5, "device": "2 cores of an x86-64 CPU"}
-    return Case(
+    return Run(
         plan=plan,
+        command=COMMAND,
+        software={"depthcut": "0.1.0", "torch": "2.13.0"},
+        name="smaller",
         scores=ScoreTable(model=model, calibration=calibration, scores=tuple(scores), angular=angular),
         measurements=(
             measure("parameters", "dense", dense_parameters, unit="parameters"),
@@ -152,9 +162,42 @@ def make_case(num_blocks: int = NUM_BLOCKS, removed: tuple[int, ...] = (15, 14, 
             measure("prompt_tokens_per_second", "pruned", 545.0, stderr=4.4, data="512 tokens", **speed),
             measure("decode_tokens_per_second", "pruned", 26.1, stderr=0.3, data="after 512 tokens", **speed),
         ),
-        unit_sizes={
-            f"{layer}.{kind}": size for layer in range(num_blocks) for kind, size in (("attn", ATTENTION), ("ffn", FFN))
-        },
+    )
+
+
+def make_tasks() -> tuple[Measurement, ...]:
+    """Two tasks of right answers, one of them with two metrics, their average, a perplexity, and a generation probe."""
+    rows: list[Measurement] = []
+
+    def add(name: str, dense: float, pruned: float, unit: str, data: str, retained: float | None) -> None:
+        common = {"unit": unit, "data": data, "samples": 400}
+        rows.append(measure(name, "dense", dense, stderr=0.025, **common))
+        rows.append(measure(name, "pruned", pruned, stderr=0.024, **common))
+        rows.append(measure(f"{name}/difference", "pruned", pruned - dense, stderr=0.018, **common))
+        if retained is not None:
+            unit = "share of dense above chance (0.25)"
+            rows.append(measure(f"{name}/retained", "pruned", retained, stderr=0.06, **{**common, "unit": unit}))
+
+    items, texts = "0-shot, 400 items", "62 documents"
+    add("arc_easy/acc", 0.58, 0.44, "share of items", items, 0.576)
+    add("arc_easy/acc_norm", 0.54, 0.42, "share of items", items, 0.586)
+    add("piqa/acc_norm", 0.68, 0.61, "share of items", items, 0.611)
+    add("average/accuracy", 0.61, 0.515, "share of items", "mean of arc_easy/acc_norm, piqa/acc_norm", 0.6)
+    add("wikitext/word_perplexity", 31.4, 96.2, "word_perplexity", texts, None)
+    add("generation/greedy_arithmetic", 0.62, 0.05, "share of steps right before the first wrong one", "greedy", None)
+    return tuple(rows)
+
+
+def make_generation() -> tuple[GenerationSample, ...]:
+    """A prompt on which both models begin alike, and one with markup in it."""
+    return (
+        GenerationSample(
+            prompt="The capital of France is",
+            dense=" Paris, which lies on the Seine.",
+            pruned=" Paris, Paris, Paris, Paris,",
+            setting="greedy",
+        ),
+        GenerationSample(prompt="Write <b>bold</b> & plain", dense="<b>bold</b>", pruned="", setting="seed 0"),
     )
 
 

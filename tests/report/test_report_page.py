@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import math
 import re
@@ -9,11 +10,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from example_report import make_case, make_repairs, measure
+from example_report import COLLAPSE, make_generation, make_repairs, make_run, make_tasks, measure, renamed
 
-from depthcut.report import write_report
+from depthcut.report import Run, write_report
 from depthcut.report.page import PageData, unbroken
-from depthcut.types import InputError
+from depthcut.report.samples import CHARACTERS_AT_MOST
+from depthcut.report.tasks import task_results
+from depthcut.types import GenerationSample, InputError, write_generation, write_measurements, write_repairs
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -42,12 +45,19 @@ class Elements(HTMLParser):
 
 @pytest.fixture
 def page_of(tmp_path):
-    def write(case, **changes):
+    def write(run, **changes):
         path = tmp_path / "report.html"
-        write_report(path, **{**case.page_arguments(), **changes})
+        write_report(path, replace(run, **changes))
         return path.read_bytes().decode()
 
     return write
+
+
+def cells_of(page):
+    """The texts of every table row, notes left out."""
+    rows = re.findall(r"<tr.*?</tr>", page, flags=re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in rows]
+    return [[html.unescape(" ".join(cell.split())) for cell in row] for row in cells]
 
 
 def data_of(page):
@@ -55,8 +65,8 @@ def data_of(page):
     return Elements(page).scripts[0]
 
 
-def test_the_answer_comes_first(page_of, case):
-    text = " ".join("".join(Elements(page_of(case)).text).split())
+def test_the_answer_comes_first(page_of, run):
+    text = " ".join("".join(Elements(page_of(run)).text).split())
     places = [
         text.index(part)
         for part in (
@@ -66,26 +76,28 @@ def test_the_answer_comes_first(page_of, case):
             "×3.38 perplexity",
             "KL to dense 1.211 ± 0.014 nats per token",
             "×1.32 decoding",
-            case.command,
+            run.command,
             "Before and after",
         )
     ]
     assert places == sorted(places)
 
 
-def test_the_json_in_the_page_equals_the_inputs(page_of, case):
-    expected = PageData.model_validate({**case.page_arguments(), "comparisons": (case.plan.applying(3),)})
-    page = page_of(case, comparisons=[case.plan.applying(3)])
-    assert PageData.model_validate_json(data_of(page)) == expected
+def test_the_json_in_the_page_equals_the_inputs(page_of, run):
+    run = replace(run, repairs=make_repairs(), measurements=(*run.measurements, *make_tasks()))
+    found = PageData.model_validate_json(data_of(page_of(run)))
+    assert (found.plan, found.scores, found.measurements) == (run.plan, run.scores, run.measurements)
+    assert found.repairs == run.repairs
+    assert found.collapse == COLLAPSE
 
 
-def test_repairs_stand_on_the_page_with_what_they_gave(page_of, case):
-    text = " ".join("".join(Elements(page_of(case, repairs=make_repairs())).text).split())
+def test_repairs_stand_on_the_page_with_what_they_gave(page_of, run):
+    text = " ".join("".join(Elements(page_of(run, repairs=make_repairs())).text).split())
     section = text[text.index("What was done after the removal") :]
     places = [section.index(part) for part in ("refit", "0.975", "0.730", "yes", "lora", "0.810", "no, undone")]
     assert places == sorted(places)
     assert "fitted to lora (lora), 56 × 512 tokens, seed 0; kl 0.975 → 0.730 on 8 × 512 held-out tokens" in text
-    cells = [part.strip() for part in Elements(page_of(case, repairs=make_repairs())).text if part.strip()]
+    cells = [part.strip() for part in Elements(page_of(run, repairs=make_repairs())).text if part.strip()]
     assert cells[cells.index("Step", cells.index("Training loss of lora as a table")) :][:4] == [
         "Step",
         "Loss",
@@ -94,18 +106,101 @@ def test_repairs_stand_on_the_page_with_what_they_gave(page_of, case):
     ]
 
 
-def test_hostile_text_cannot_leave_its_place(page_of, case):
-    page = page_of(case.renamed(HOSTILE), repairs=make_repairs(HOSTILE))
+def test_tasks_stand_in_a_table_of_their_own_with_the_error_of_the_pair(page_of, run):
+    rows = cells_of(page_of(run, measurements=(*run.measurements, *make_tasks())))
+    before = [row[0] for row in rows[: next(i for i, row in enumerate(rows) if row[1:] and row[1] == "dense") + 9]]
+    assert not any("arc_easy" in label for label in before)
+    assert ["arc_easy acc", "58.0 ± 2.5 %", "44.0 ± 2.4 %", "−14.0 ± 1.8 points", "57.6 ± 6.0 %"] in rows
+    assert ["wikitext word_perplexity", "31.400 ± 0.025", "96.200 ± 0.024", "+64.800 ± 0.018", "–"] in rows
+    assert ["generation, greedy arithmetic", "62.0 ± 2.5 %", "5.0 ± 2.4 %", "−57.0 ± 1.8 points", "–"] in rows
+
+
+def test_the_figure_of_the_tasks_shows_shares_and_one_metric_of_right_answers_a_task():
+    results = task_results(make_tasks())
+    assert {(result.task, result.value) for result in results if result.model == "pruned"} == {
+        ("arc_easy acc_norm", 0.42),
+        ("piqa acc_norm", 0.61),
+        ("average accuracy", 0.515),
+        ("generation, greedy arithmetic", 0.05),
+    }
+
+
+def test_what_the_tasks_retain_is_told_beside_the_cost(page_of, run):
+    text = " ".join("".join(Elements(page_of(run, measurements=(*run.measurements, *make_tasks()))).text).split())
+    assert "60.0 ± 6.0 % of the tasks' accuracy retained" in text.split("Before and after")[0]
+
+
+def test_a_collapse_is_told_where_there_is_one(page_of, run):
+    assert f"collapses after step {COLLAPSE}" in page_of(run)
+    even = [step.model_copy(update={"objective": 0.05 * order}) for order, step in enumerate(run.plan.steps)]
+    page = page_of(run, plan=run.plan.model_copy(update={"steps": tuple(even)}))
+    assert "collapses after" not in page
+    assert json.loads(data_of(page))["collapse"] is None
+
+
+def test_generated_texts_stand_side_by_side_split_where_they_part(page_of, run):
+    page = page_of(run, generation=make_generation())
+    assert "<dd> Paris, <mark>which lies on the Seine.</mark></dd>" in page
+    assert "<dd> Paris, <mark>Paris, Paris, Paris,</mark></dd>" in page
+    assert "greedy: the same for 8 characters" in page
+    assert "Write &lt;b&gt;bold&lt;/b&gt; &amp; plain" in page
+    assert "seed 0: different from the start" in page
+    assert "generation-title" not in page_of(run)
+
+
+def test_a_long_text_is_cut_on_the_page(page_of, run):
+    sample = GenerationSample(prompt="p", dense="a" * 2_000_000, pruned="b" * 5000)
+    page = page_of(run, generation=[sample])
+    assert len(page.encode()) < 1_000_000
+    assert f"{'b' * CHARACTERS_AT_MOST} […]" in page
+
+
+def test_the_command_of_another_cut_repairs_as_the_run_did(run):
+    assert run.apply_command == (
+        "depthcut apply HuggingFaceTB/SmolLM2-135M plan.json -o OUT --revision 93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
+    )
+    repaired = replace(run, repairs=make_repairs("some text"))
+    assert repaired.apply_command.endswith(
+        "--recover 'refit+some text' --recover-text 'some text' --recover-samples 64"
+    )
+    as_asked = replace(repaired, recipe="recover: refit+lora,rank=4\n")
+    assert "--recover refit+lora,rank=4 " in as_asked.apply_command
+
+
+def test_a_run_is_read_back_from_its_directory(tmp_path, run):
+    run.plan.write(tmp_path / "plan.json")
+    run.scores.write(tmp_path / "scores.json")
+    write_measurements(list(run.measurements), tmp_path / "results.json")
+    plain = Run.from_directory(tmp_path)
+    assert (plain.plan, plain.scores, tuple(plain.measurements)) == (run.plan, run.scores, run.measurements)
+    assert (plain.repairs, plain.generation, plain.recipe, plain.name) == ((), (), "", tmp_path.name)
+    assert plain.command == f"depthcut apply HuggingFaceTB/SmolLM2-135M {tmp_path}/plan.json -o OUT"
+
+    write_repairs(list(make_repairs()), tmp_path / "recovery.json")
+    write_generation(list(make_generation()), tmp_path / "generation.json")
+    (tmp_path / "recipe.yaml").write_text("model: smollm2\n")
+    full = Run.from_directory(tmp_path)
+    assert (tuple(full.repairs), tuple(full.generation)) == (make_repairs(), make_generation())
+    assert full.command == f"depthcut run {tmp_path}/recipe.yaml -o OUT"
+
+
+def test_a_directory_without_artefacts_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*plan\.json: No such file"):
+        Run.from_directory(tmp_path)
+
+
+def test_hostile_text_cannot_leave_its_place(page_of, run):
+    page = page_of(renamed(run, HOSTILE), repairs=make_repairs(HOSTILE))
     assert HOSTILE not in page
     assert "<script>alert" not in page
     assert "<" not in data_of(page)
     assert json.loads(data_of(page))["plan"]["model"]["source"] == HOSTILE
-    plain = Elements(page_of(case.renamed("plain"), repairs=make_repairs("plain")))
+    plain = Elements(page_of(renamed(run, "plain"), repairs=make_repairs("plain")))
     assert [tag for tag, _ in Elements(page).elements] == [tag for tag, _ in plain.elements]
 
 
-def test_only_the_pages_own_scripts_may_run_and_nothing_may_connect(page_of, case):
-    elements = Elements(page_of(case.renamed(HOSTILE)))
+def test_only_the_pages_own_scripts_may_run_and_nothing_may_connect(page_of, run):
+    elements = Elements(page_of(renamed(run, HOSTILE)))
     (policy,) = [
         attributes["content"]
         for tag, attributes in elements.elements
@@ -121,8 +216,8 @@ def test_only_the_pages_own_scripts_may_run_and_nothing_may_connect(page_of, cas
     assert len(hashes) == 3
 
 
-def test_the_page_refers_to_no_resource_outside_itself(page_of, case):
-    page = page_of(case)
+def test_the_page_refers_to_no_resource_outside_itself(page_of, run):
+    page = page_of(run)
     for _tag, attributes in Elements(page).elements:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
             assert attributes.get(name, "data:").startswith(("data:", "#"))
@@ -132,8 +227,8 @@ def test_the_page_refers_to_no_resource_outside_itself(page_of, case):
     assert not re.search(r"https?://|@import|url\(|//cdn", own_text)
 
 
-def test_vendored_libraries_carry_their_licences(page_of, case):
-    d3, plot = Elements(page_of(case)).scripts[1:3]
+def test_vendored_libraries_carry_their_licences(page_of, run):
+    d3, plot = Elements(page_of(run)).scripts[1:3]
     assert "Mike Bostock" in d3[:2000]
     assert "Permission to use, copy, modify" in d3[:2000]
     assert "Observable, Inc." in plot[:2000]
@@ -141,31 +236,30 @@ def test_vendored_libraries_carry_their_licences(page_of, case):
 
 
 def test_the_page_of_a_very_deep_model_stays_under_a_megabyte(page_of):
-    assert len(page_of(make_case(126, tuple(range(60, 90)))).encode()) < 1_000_000
+    assert len(page_of(make_run(126, tuple(range(60, 90)))).encode()) < 1_000_000
 
 
-def test_numbers_stand_in_tables_too(page_of, case):
-    rows = re.findall(r"<tr.*?</tr>", page_of(case), flags=re.DOTALL)
-    cells = [[" ".join(cell.split()) for cell in re.findall(r"<t[hd][^>]*>([^<]*)", row)] for row in rows]
+def test_numbers_stand_in_tables_too(page_of, run):
+    cells = cells_of(page_of(run))
     assert any(row[0] == "Parameters" and " ".join(row[1:]) == "134.5 M 106.2 M −21.1 %" for row in cells)
     assert sum(row[0] in map(str, range(30)) and "±" in row[-1] for row in cells) == 30  # blocks
     assert sum(bool(re.fullmatch(r"\d+\.(attn|ffn)", row[0])) for row in cells) == 60  # sublayers
     assert ["30", "0–29"] in [row[:2] for row in cells]  # windows
 
 
-def test_a_page_without_scores_measurements_or_objective_has_no_empty_parts(page_of, case):
-    steps = tuple(step.model_copy(update={"objective": None}) for step in case.plan.steps)
-    plan = case.plan.model_copy(update={"calibration": None, "objective": None, "steps": steps})
-    page = page_of(replace(case, plan=plan, scores=None, measurements=()))
+def test_a_page_without_scores_measurements_or_objective_has_no_empty_parts(page_of, run):
+    steps = tuple(step.model_copy(update={"objective": None}) for step in run.plan.steps)
+    plan = run.plan.model_copy(update={"calibration": None, "objective": None, "steps": steps})
+    page = page_of(replace(run, plan=plan, scores=None, measurements=()))
     ids = {attributes["id"] for _, attributes in Elements(page).elements if "id" in attributes}
     assert {"map", "path-title", "provenance-title"} <= ids
     assert not {"before-after", "path", "angular"} & ids
     assert json.loads(data_of(page))["scores"] is None
 
 
-def test_a_number_that_overflowed_leaves_valid_json(page_of, case):
-    steps = (case.plan.steps[0].model_copy(update={"objective": math.inf}), *case.plan.steps[1:])
-    page = page_of(replace(case, plan=case.plan.model_copy(update={"steps": steps})))
+def test_a_number_that_overflowed_leaves_valid_json(page_of, run):
+    steps = (run.plan.steps[0].model_copy(update={"objective": math.inf}), *run.plan.steps[1:])
+    page = page_of(replace(run, plan=run.plan.model_copy(update={"steps": steps})))
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -174,21 +268,23 @@ def test_a_number_that_overflowed_leaves_valid_json(page_of, case):
     assert "∞" in page
 
 
-def test_a_plan_without_sizes_is_refused_before_anything_is_written(tmp_path, case):
+def test_a_plan_without_sizes_is_refused_before_anything_is_written(tmp_path, run):
     path = tmp_path / "report.html"
     with pytest.raises(InputError, match=r"removes 15\.attn but does not hold its size.*unit_sizes"):
-        write_report(path, **{**case.page_arguments(), "unit_sizes": {}})
+        write_report(path, replace(run, plan=run.plan.model_copy(update={"unit_sizes": {}})))
     assert not path.exists()
 
 
-def test_a_speed_up_measured_in_pairs_answers_before_the_ratio_of_two_speeds(page_of, case):
-    speed_up = measure("decode_speedup", "pruned", 1.27, unit="ratio")
-    text = " ".join("".join(Elements(page_of(case, measurements=[*case.measurements, speed_up])).text).split())
-    assert "×1.27 decoding 19.80 ± 0.20 → 26.10 ± 0.30 tokens/s" in text
+def test_a_speed_up_measured_in_pairs_answers_alone(page_of, run):
+    pairs = [measure(f"decode_{kind}", "pruned", value) for kind, value in (("speedup", 1.27), ("ideal_speedup", 1.3))]
+    text = " ".join("".join(Elements(page_of(run, measurements=[*run.measurements, *pairs])).text).split())
+    assert "×1.27 decoding ideal ×1.30 reading a prompt ×1.32 KV cache −26.7 %" in text
+    plain = " ".join("".join(Elements(page_of(run)).text).split())
+    assert "×1.32 decoding 19.80 ± 0.20 → 26.10 ± 0.30 tokens/s reading a prompt ×1.32" in plain
 
 
-def test_texts_and_settings_are_notes_that_the_rows_refer_to(page_of, case):
-    page = page_of(case)
+def test_texts_and_settings_are_notes_that_the_rows_refer_to(page_of, run):
+    page = page_of(run)
     assert "Perplexity<sup>1</sup>" in page
     assert "KL to dense, nats per token<sup>1</sup>" in page
     assert "Decoding, tokens/s<sup>3</sup>" in page
@@ -196,9 +292,9 @@ def test_texts_and_settings_are_notes_that_the_rows_refer_to(page_of, case):
     assert notes == ["WikiText-2 test, 32 × 512 tokens", "512 tokens", "after 512 tokens"]
 
 
-def test_further_variants_are_told_beside_the_cost(page_of, case):
-    healed = case.measurements[4].model_copy(update={"model": "pruned, healed", "value": 43.2})
-    text = "".join(Elements(page_of(case, measurements=[*case.measurements, healed])).text)
+def test_further_variants_are_told_beside_the_cost(page_of, run):
+    healed = run.measurements[4].model_copy(update={"model": "pruned, healed", "value": 43.2})
+    text = "".join(Elements(page_of(run, measurements=[*run.measurements, healed])).text)
     assert "pruned, healed: 43.20 ± 0.31" in text
 
 

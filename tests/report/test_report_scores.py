@@ -4,8 +4,8 @@ from depthcut.report.scores import nearest_windows, score_grids
 from depthcut.types import Step, Unit
 
 
-def test_grids_list_units_in_order_of_execution_with_their_values_and_errors(case):
-    blocks, sublayers = score_grids(case.scores, case.plan)
+def test_grids_list_units_in_order_of_execution_with_their_values_and_errors(run):
+    blocks, sublayers = score_grids(run.scores, run.plan)
     assert [key for key, _, _ in blocks.rows] == [str(block) for block in range(30)]
     assert [key for key, _, _ in sublayers.rows[:4]] == ["0.attn", "0.ffn", "1.attn", "1.ffn"]
     assert [metric for metric, _ in blocks.heads] == [
@@ -18,8 +18,8 @@ def test_grids_list_units_in_order_of_execution_with_their_values_and_errors(cas
     assert " ± " not in sublayers.rows[12][2][0]
 
 
-def test_grids_name_the_step_of_removed_units_only(case):
-    blocks, sublayers = score_grids(case.scores, case.plan)
+def test_grids_name_the_step_of_removed_units_only(run):
+    blocks, sublayers = score_grids(run.scores, run.plan)
     assert {key: order for key, order, _ in blocks.rows if order} == {
         **{"15": "1", "14": "2", "13": "3", "16": "4"},
         **{"25": "5", "12": "6", "17": "7", "26": "8"},
@@ -27,11 +27,11 @@ def test_grids_name_the_step_of_removed_units_only(case):
     assert {order for key, order, _ in sublayers.rows if key.startswith("15.")} == {"1"}
 
 
-def test_a_block_that_lost_one_sublayer_is_not_marked_as_removed(case):
+def test_a_block_that_lost_one_sublayer_is_not_marked_as_removed(run):
     units = [(Unit(7, "attn"),), (Unit(9, "ffn"),), (Unit(9, "attn"),)]
     steps = tuple(Step(remove=unit, applied=True) for unit in units)
-    plan = case.plan.model_copy(update={"unit": "sublayer", "steps": steps})
-    blocks, _ = score_grids(case.scores, plan)
+    plan = run.plan.model_copy(update={"unit": "sublayer", "steps": steps})
+    blocks, _ = score_grids(run.scores, plan)
     assert {key: order for key, order, _ in blocks.rows if order} == {"9": "2, 3"}
 
 

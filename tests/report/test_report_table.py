@@ -14,8 +14,8 @@ def row_of(measurements, name):
     return row
 
 
-def test_every_known_name_has_its_label_number_and_change(case):
-    rows = {row.name: (row.label, row.dense, row.pruned, row.change) for row in before_after(case.measurements)}
+def test_every_known_name_has_its_label_number_and_change(run):
+    rows = {row.name: (row.label, row.dense, row.pruned, row.change) for row in before_after(run.measurements)}
     assert rows == {
         "parameters": ("Parameters", "134.5 M", "106.2 M", "−21.1 %"),
         "blocks": ("Blocks", "30", "22", "−26.7 %"),
@@ -33,6 +33,13 @@ def test_a_speed_is_a_ratio_also_where_it_fell():
     assert row_of(rows, "decode_tokens_per_second").change == "×0.950"
 
 
+def test_speeds_of_different_moments_have_no_ratio_where_the_speed_up_was_measured_in_pairs(run):
+    speed_up = measure("decode_speedup", "pruned", 1.27, unit="ratio")
+    rows = [*run.measurements, speed_up]
+    assert row_of(rows, "decode_tokens_per_second").texts == ("19.80 ± 0.20", "26.10 ± 0.30", "")
+    assert row_of(rows, "prompt_tokens_per_second").change == "×1.32"
+
+
 def test_an_unknown_name_is_shown_under_its_own_name_and_unit():
     rows = [
         measure("hellaswag", "dense", 0.4321, unit="accuracy"),
@@ -48,9 +55,9 @@ def test_a_unit_that_says_no_more_than_the_name_is_not_repeated():
     assert row_of([measure("loss", "dense", 3.2, unit="loss")], "loss").label == "Loss"
 
 
-def test_columns_follow_the_models_and_texts_follow_the_columns(case):
+def test_columns_follow_the_models_and_texts_follow_the_columns(run):
     healed = measure("perplexity", "pruned, healed", 43.23, data="WikiText-2 test, 32 × 512 tokens")
-    measurements = [*case.measurements, healed]
+    measurements = [*run.measurements, healed]
     assert columns(measurements) == ["dense", "pruned", "change", "pruned, healed", "change"]
     rows = {row.name: row.texts for row in before_after(measurements)}
     assert rows["perplexity"] == ("28.82 ± 0.31", "97.4 ± 1.1", "×3.38", "43.23", "+50.0 %")

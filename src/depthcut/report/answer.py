@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from depthcut.report.removal import removed_list
 from depthcut.report.table import DENSE, UNKNOWN, Row
@@ -20,12 +20,16 @@ class Figure:
     notes: tuple[str, ...]
 
 
-def answer(plan: Plan, rows: Sequence[Row]) -> list[Figure]:
-    """The page's first numbers: how much smaller, at what cost, how much faster."""
+def answer(plan: Plan, rows: Sequence[Row], retained: str = "") -> list[Figure]:
+    """The page's first numbers: how much smaller, at what cost, how much faster.
+
+    Args:
+        retained: the share of the tasks' scores that is left; empty where that was not measured.
+    """
     by_name = {row.name: row for row in reversed(rows)}  # of several data sets the first one answers
     figures = [
         _figure("Removed", by_name.get("parameters"), "parameters", "", [removed_list(plan)]),
-        _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name)),
+        _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name, retained)),
         _speed_figure(by_name),
     ]
     return [figure for figure in figures if figure is not None]
@@ -39,24 +43,28 @@ def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Seque
     return Figure(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
 
 
-def _cost_notes(by_name: Mapping[str, Row]) -> list[str]:
+def _cost_notes(by_name: Mapping[str, Row], retained: str) -> list[str]:
     perplexity, divergence = by_name.get("perplexity"), _pruned_text(by_name, "kl_to_dense")
     notes: list[str] = []
     if perplexity is not None:
         text = perplexity.data.partition(" (")[0]  # the name of the text; its details are a note of the table
         notes += [f"on {text}"] if text else []
         notes += [f"{model}: {text}" for model, text in perplexity.values.items() if model not in (DENSE, "pruned")]
-    return [*notes, f"KL to dense {divergence} nats per token"] if divergence else notes
+    notes += [f"KL to dense {divergence} nats per token"] if divergence else []
+    notes += [f"{retained} of the tasks' accuracy retained"] if retained else []
+    return notes
 
 
 def _speed_figure(by_name: Mapping[str, Row]) -> Figure | None:
-    """Decoding and prompt speed; a speed-up measured in pairs of runs is better than the ratio of two speeds."""
+    """Decoding and prompt speed; beside a speed-up measured in pairs, speeds of different moments tell nothing."""
     prompt = _pruned_text(by_name, "prompt_speedup") or _change(by_name, "prompt_tokens_per_second")
-    cache = _change(by_name, "kv_bytes_per_token")
-    notes = [f"{what} {change}" for what, change in (("reading a prompt", prompt), ("KV cache", cache)) if change]
-    figure = _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", notes)
+    ideal, cache = _pruned_text(by_name, "decode_ideal_speedup"), _change(by_name, "kv_bytes_per_token")
+    parts = (("ideal", ideal), ("reading a prompt", prompt), ("KV cache", cache))
+    notes = tuple(f"{what} {text}" for what, text in parts if text)
     paired = _pruned_text(by_name, "decode_speedup")
-    return replace(figure, value=paired) if figure is not None and paired else figure
+    if paired:
+        return Figure("Speed", paired, "decoding", notes)
+    return _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", notes)
 
 
 def _pruned_text(by_name: Mapping[str, Row], name: str) -> str:

@@ -1,123 +1,156 @@
-"""The report page: one self-contained `report.html` that needs no network and opens from disk.
+"""The pages for people: one self-contained HTML file that needs no network and opens from disk.
 
-Numbers are written into the page twice: as tables, by the template, so that they can be read without a script; and
-as JSON, for the figures that `page.js` draws. Whatever text a model, a prompt or a command brings cannot run: the
-template escapes it, the JSON holds no `<`, the script sets text only, and the page's content security policy allows
-exactly the scripts hashed here and no connection.
+`report.html` shows one run, and another page several runs side by side. Numbers are written into a page twice: as
+tables, by the template, so that they can be read without a script; and as JSON, for the figures that the scripts in
+`figures/` draw. Whatever text a model, a prompt or a command brings cannot run: the template escapes it, the JSON holds
+no `<`, the scripts set text only, and the page's content security policy allows exactly the scripts hashed here and no
+connection.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from depthcut.evaluation.collapse import find_collapse
 from depthcut.report.answer import answer
 from depthcut.report.provenance import provenance, repair_row
-from depthcut.report.removal import headline, path_rows
+from depthcut.report.removal import headline, path_rows, shares_removed
+from depthcut.report.run import Run
+from depthcut.report.samples import samples_by_prompt
 from depthcut.report.scores import nearest_windows, score_grids
-from depthcut.report.table import DENSE, before_after, columns, data_notes
-from depthcut.types import InputError, Measurement, Plan, Record, Repair, ScoreTable, UnitSize
+from depthcut.report.side_by_side import RunCurve, answers, check_runs, differing_texts, joined, run_curves
+from depthcut.report.table import before_after, columns, data_notes, dense_parameters
+from depthcut.report.tasks import TaskResult, is_task, retained_average, task_results, task_table
+from depthcut.types import Measurement, Plan, Record, Repair, ScoreTable
+
+FIGURES = ("words", "charts", "curves", "tasks")
+"""Scripts of every page, in order; those of one page follow."""
+RUN_FIGURES = (*FIGURES, "model", "map", "scores", "steps", "path", "angular", "training", "page")
+RUNS_FIGURES = (*FIGURES, "runs")
 
 
 class PageData(Record):
-    """Everything the page shows, as it stands in the page: `<script type="application/json" id="data">`."""
+    """What the figures of `report.html` draw: `<script type="application/json" id="data">`.
+
+    Attributes:
+        collapse: the number of steps before the objective collapses, None where it does not.
+        apply_command: makes the model of another number of steps; only `--steps` is left to add.
+    """
 
     plan: Plan
     scores: ScoreTable | None
     measurements: tuple[Measurement, ...]
-    unit_sizes: dict[str, UnitSize]
-    command: str
-    software: dict[str, str]
-    repairs: tuple[Repair, ...] = ()
-    comparisons: tuple[Plan, ...] = ()
+    repairs: tuple[Repair, ...]
+    tasks: tuple[TaskResult, ...]
+    collapse: int | None
+    apply_command: str
 
 
-def write_report(
-    path: Path,
-    *,
-    plan: Plan,
-    scores: ScoreTable | None,
-    measurements: Sequence[Measurement],
-    unit_sizes: Mapping[str, UnitSize],
-    command: str,
-    software: Mapping[str, str],
-    repairs: Sequence[Repair] = (),
-    comparisons: Sequence[Plan] = (),
-) -> None:
-    """Writes the report page.
+class RunsData(Record):
+    """What the figures of a page of several runs draw."""
 
-    Args:
-        plan: the path; its applied steps are what the page calls removed.
-        scores: None where no static scores were computed; the map then shows sizes only.
-        measurements: shares of the whole model are shown where `parameters` of `dense` is among them.
-        unit_sizes: parameters and key-value bytes of every unit of the dense model, by `17.attn`.
-        command: what reproduces the model, as one would type it.
-        software: name to version.
-        repairs: what was done to the model after the removal, in order.
-        comparisons: other paths on the same model; those with this plan's objective are drawn behind it.
+    runs: tuple[RunCurve, ...]
+    tasks: tuple[TaskResult, ...]
+
+
+def write_report(path: Path, run: Run) -> None:
+    """Writes the page of one run.
 
     Raises:
-        InputError: the plan removes a unit whose size is not given.
+        InputError: the plan removes a unit whose size it does not hold.
     """
-    unknown = [str(unit) for step in plan.steps for unit in step.remove if str(unit) not in unit_sizes]
-    if unknown:
-        raise InputError(
-            f"the plan removes {unknown[0]} but does not hold its size, which the report shows; "
-            "make the plan with `depthcut search` or `depthcut prune`, which write `unit_sizes` into it"
-        )
+    run.require_sizes()
+    plan, measurements = run.plan, run.measurements
+    whole = dense_parameters(measurements)
+    of_the_model = [measurement for measurement in measurements if not is_task(measurement)]
+    rows, tasks = before_after(of_the_model), task_table(measurements)
+    collapse = collapse_step(plan)
     data = PageData(
         plan=plan,
-        scores=scores,
+        scores=run.scores,
         measurements=tuple(measurements),
-        unit_sizes=dict(unit_sizes),
-        command=command,
-        software=dict(software),
-        repairs=tuple(repairs),
-        comparisons=tuple(comparisons),
+        repairs=tuple(run.repairs),
+        tasks=tuple(task_results(measurements)),
+        collapse=collapse,
+        apply_command=run.apply_command,
     )
-    rows = before_after(measurements)
-    dense_parameters = [row.value for row in measurements if (row.name, row.model) == ("parameters", DENSE)]
-    scripts = [
-        _with_license("vendor/d3.min.js", "vendor/LICENSE.d3.txt"),
-        _with_license("vendor/plot.umd.min.js", "vendor/LICENSE.plot.txt"),
-        _resource("page.js"),
-    ]
-    environment = Environment(
-        loader=PackageLoader("depthcut.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = unbroken
-    page = environment.get_template("page.html.j2").render(
+    _write(
+        path,
+        "page.html.j2",
+        data,
+        RUN_FIGURES,
         plan=plan,
         headline=headline(plan),
-        figures=answer(plan, rows),
-        command=command,
-        heads=columns(measurements),
+        figures=answer(plan, rows, retained_average(measurements)),
+        command=run.command,
+        heads=columns(of_the_model),
         rows=rows,
         notes=data_notes(rows),
-        path=path_rows(plan, unit_sizes, dense_parameters[-1] if dense_parameters else None),
-        shares_known=bool(dense_parameters),
+        tasks=tasks,
+        task_notes=data_notes(tasks.rows),
+        has_task_figure=bool(data.tasks),
+        path=path_rows(plan, whole),
+        collapse=collapse,
+        shares_known=whole is not None,
         has_curve=any(step.objective is not None for step in plan.steps),
-        grids=score_grids(scores, plan) if scores else [],
-        repairs=[repair_row(repair) for repair in repairs],
-        windows=nearest_windows(scores.angular) if scores else [],
-        facts=provenance(plan, measurements, software, repairs),
-        data=json_for_script(data),
-        style=Markup(_resource("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
+        grids=score_grids(run.scores, plan) if run.scores else [],
+        repairs=[repair_row(repair) for repair in run.repairs],
+        windows=nearest_windows(run.scores.angular) if run.scores else [],
+        samples=samples_by_prompt(run.generation),
+        facts=provenance(plan, measurements, run.software, run.repairs),
     )
-    # A page whose line ends were translated would not match the hashes of its own policy.
-    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def write_comparison(path: Path, runs: Sequence[Run]) -> None:
+    """Writes one page of several runs side by side: the answers, the curves of their searches, and their tasks.
+
+    Raises:
+        InputError: fewer than two runs, two of one name, or a plan that does not hold the sizes of its units.
+    """
+    check_runs(runs)
+    heads, answered = answers(runs)
+    curves = run_curves(runs, [collapse_step(run.plan) for run in runs])
+    measurements = joined(runs)
+    of_the_models = [measurement for measurement in measurements if not is_task(measurement)]
+    rows, tasks = before_after(of_the_models), task_table(measurements)
+    data = RunsData(runs=tuple(curves), tasks=tuple(task_results(measurements)))
+    _write(
+        path,
+        "runs.html.j2",
+        data,
+        RUNS_FIGURES,
+        models=list(dict.fromkeys(run.plan.model.source for run in runs)),
+        answers=heads,
+        runs=answered,
+        texts_differ=differing_texts(runs),
+        heads=columns(of_the_models),
+        rows=rows,
+        notes=data_notes(rows),
+        objectives=list(dict.fromkeys(curve.objective for curve in curves if curve.points)),
+        curves=curves,
+        commands=[(run.name, run.command) for run in runs],
+        tasks=tasks,
+        task_notes=data_notes(tasks.rows),
+        has_task_figure=bool(data.tasks),
+    )
+
+
+def collapse_step(plan: Plan) -> int | None:
+    """The number of steps before the objective collapses; None where it does not, or there is no curve."""
+    points = [
+        (share, step.objective, order)
+        for order, (share, step) in enumerate(zip(shares_removed(plan), plan.steps, strict=True), start=1)
+        if step.objective is not None
+    ]
+    found = find_collapse([share for share, _, _ in points], [objective for _, objective, _ in points])
+    return None if found is None else points[found.place][2]
 
 
 def json_for_script(record: Record) -> Markup:
@@ -128,6 +161,37 @@ def json_for_script(record: Record) -> Markup:
 def unbroken(text: str) -> str:
     """A number that a narrow column may break before its standard error, and nowhere else."""
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}±", " ±")
+
+
+def _write(path: Path, template: str, data: Record, names: Sequence[str], /, **values: object) -> None:
+    scripts = [
+        _with_license("vendor/d3.min.js", "vendor/LICENSE.d3.txt"),
+        _with_license("vendor/plot.umd.min.js", "vendor/LICENSE.plot.txt"),
+        _joined(names),
+    ]
+    environment = Environment(
+        loader=PackageLoader("depthcut.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["unbroken"] = unbroken
+    page = environment.get_template(template).render(
+        **values,
+        data=json_for_script(data),
+        style=Markup(_resource("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
+    )
+    # A page whose line ends were translated would not match the hashes of its own policy.
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The scripts of the figures as one, whose names stay its own."""
+    parts = "\n".join(_resource(f"figures/{name}.js") for name in names)
+    return f'"use strict";\n{{\n{parts}}}\n'
 
 
 def _resource(name: str) -> str:

@@ -30,6 +30,7 @@ def provenance(
         ("Protected", ", ".join(str(unit) for unit in plan.protected)),
         ("Cost of the search", _cost_words(plan)),
         *(("Repair", _repair_words(repair)) for repair in repairs),
+        ("Evaluation", _distinct(m.data for m in measurements if m.name in ("perplexity", "kl_to_dense"))),
         ("Measured on", _distinct(measurement.device for measurement in measurements)),
         ("Software", ", ".join(f"{name} {version}" for name, version in software.items())),
     ]

@@ -5,11 +5,12 @@ Blocks are 0-based, in the numbering of the dense model. Sizes are those of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from depthcut.report.table import UNKNOWN, change_text, value_text
-from depthcut.types import Plan, UnitSize
+from depthcut.types import Plan
 
 _SINGULAR = {"attn": "attention", "ffn": "FFN", "mixer": "mixer"}
 _PLURAL = {"attn": "attentions", "ffn": "FFNs", "mixer": "mixers"}
@@ -55,13 +56,20 @@ def removed_list(plan: Plan) -> str:
     return "; ".join(parts)
 
 
-def path_rows(plan: Plan, unit_sizes: Mapping[str, UnitSize], dense_parameters: float | None) -> list[PathRow]:
+def shares_removed(plan: Plan, dense_parameters: float | None = None) -> list[float]:
+    """Of the parameters, the share that is gone after every step: of the whole model's, or of its units'."""
+    whole = dense_parameters or sum(size.parameters for size in plan.unit_sizes.values())
+    removed = (sum(plan.unit_sizes[str(unit)].parameters for unit in step.remove) for step in plan.steps)
+    return [parameters / whole for parameters in accumulate(removed)]
+
+
+def path_rows(plan: Plan, dense_parameters: float | None) -> list[PathRow]:
     """Every step of the path, applied or not, with what has left the model after it."""
-    kv_bytes = sum(size.kv_bytes_per_token for size in unit_sizes.values())
+    kv_bytes = sum(size.kv_bytes_per_token for size in plan.unit_sizes.values())
     parameters = 0
     rows: list[PathRow] = []
     for order, step in enumerate(plan.steps, start=1):
-        sizes = [unit_sizes[str(unit)] for unit in step.remove]
+        sizes = [plan.unit_sizes[str(unit)] for unit in step.remove]
         parameters += sum(size.parameters for size in sizes)
         kv_bytes -= sum(size.kv_bytes_per_token for size in sizes)
         rows.append(

@@ -8,9 +8,9 @@ ratio, and speeds are always one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from depthcut.types import Measurement
 
@@ -60,6 +60,13 @@ class Row:
         return tuple(texts)
 
 
+class Noted(Protocol):
+    """A row of a table that says what its numbers were measured on."""
+
+    @property
+    def data(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class _Quantity:
     """How one kind of number is written; `digits` are significant ones, used where no standard error says better."""
@@ -77,6 +84,7 @@ _QUANTITIES = {
     "kv_bytes_per_token": _Quantity("KV cache per token", "bytes"),
     "perplexity": _Quantity("Perplexity", digits=4),
     "kl_to_dense": _Quantity("KL to dense, nats per token"),
+    "loss/difference": _Quantity("Loss, difference to dense, nats per token"),
     "prompt_tokens_per_second": _Quantity("Prompt, tokens/s", as_ratio=True),
     "decode_tokens_per_second": _Quantity("Decoding, tokens/s", as_ratio=True),
     "prompt_speedup": _Quantity("Prompt, speed-up", "ratio"),
@@ -100,13 +108,15 @@ _PREFIXES: dict[Scale, tuple[float, tuple[str, ...]]] = {
 def before_after(measurements: Sequence[Measurement]) -> list[Row]:
     """The rows of the before/after table, one for each name and data set, in the order of appearance.
 
-    Of several measurements of the same thing the last one counts.
+    Of several measurements of the same thing the last one counts. Speeds of two models have no change where their
+    speed-up was measured in pairs: they are of different moments, and a machine is not always equally busy.
     """
     models = _models(measurements)
+    paired = {(row.name, row.model) for row in measurements if row.name.endswith("_speedup")}
     groups: dict[tuple[str, str], dict[str, Measurement]] = {}
     for measurement in measurements:
         groups.setdefault((measurement.name, measurement.data), {})[measurement.model] = measurement
-    return [_row(by_model, models) for by_model in groups.values()]
+    return [_row(by_model, models, paired) for by_model in groups.values()]
 
 
 def columns(measurements: Sequence[Measurement]) -> list[str]:
@@ -120,10 +130,16 @@ def columns(measurements: Sequence[Measurement]) -> list[str]:
     return heads
 
 
-def data_notes(rows: Sequence[Row]) -> dict[str, int]:
+def data_notes(rows: Sequence[Noted]) -> dict[str, int]:
     """The texts and settings of the rows, numbered from 1: notes to the table, since several rows share a long one."""
     texts = dict.fromkeys(row.data for row in rows if row.data)
     return {text: number for number, text in enumerate(texts, start=1)}
+
+
+def dense_parameters(measurements: Sequence[Measurement]) -> float | None:
+    """Parameters of the whole dense model, None where they were not measured."""
+    found = [row.value for row in measurements if (row.name, row.model) == ("parameters", DENSE)]
+    return found[-1] if found else None
 
 
 def _models(measurements: Sequence[Measurement]) -> list[str]:
@@ -134,8 +150,9 @@ def _compared(models: Sequence[str]) -> list[str]:
     return [model for model in models if model != DENSE] if DENSE in models else []
 
 
-def _row(by_model: dict[str, Measurement], models: Sequence[str]) -> Row:
+def _row(by_model: dict[str, Measurement], models: Sequence[str], paired: Set[tuple[str, str]]) -> Row:
     example = next(iter(by_model.values()))
+    speed_up = example.name.removesuffix("_tokens_per_second") + "_speedup"
     quantity = _QUANTITIES.get(example.name) or _plain_quantity(example)
     dense = by_model.get(DENSE)
     return Row(
@@ -150,7 +167,7 @@ def _row(by_model: dict[str, Measurement], models: Sequence[str]) -> Row:
         },
         changes={
             model: change_text(dense.value, by_model[model].value, quantity.as_ratio)
-            if dense is not None and model in by_model
+            if dense is not None and model in by_model and (speed_up, model) not in paired
             else ""
             for model in _compared(models)
         },

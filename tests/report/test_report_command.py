@@ -1,0 +1,51 @@
+"""What the page hands out is what the command line takes: the command for another cut makes that model."""
+
+import shlex
+import sys
+
+import pytest
+
+import tiny
+from depthcut import cli
+from depthcut.report import Run
+from depthcut.types import Plan
+
+
+@pytest.fixture
+def command(monkeypatch):
+    tiny.reload_in_process(monkeypatch)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code in (0, None)
+
+    return run
+
+
+def test_the_command_for_another_cut_makes_that_model_with_the_runs_own_repair(tmp_path, command, monkeypatch):
+    model = tiny.save(tmp_path / "a model")
+    sizes = [
+        "--calibration-samples",
+        4,
+        "--calibration-length",
+        16,
+        "--evaluation-samples",
+        2,
+        "--evaluation-length",
+        16,
+    ]
+    command("prune", model, "--remove", 2, "--unit", "block", *sizes, "--no-speed", "-o", tmp_path / "first")
+    first = Run.from_directory(tmp_path / "first")
+    assert len(first.plan.steps) == 2
+    assert [repair.method for repair in first.repairs] == ["refit"]
+
+    monkeypatch.chdir(tmp_path / "first")
+    words = shlex.split(f"{first.apply_command} --steps 1")
+    assert words[:5] == ["depthcut", "apply", str(model), "plan.json", "-o"]
+    command(*words[1:], "--no-speed", *sizes[4:])
+    second = Run.from_directory(tmp_path / "first" / "OUT")
+    assert second.plan == Plan.from_file("plan.json").applying(1)
+    assert [repair.method for repair in second.repairs] == ["refit"]
+    assert second.repairs[0].text.num_samples == first.repairs[0].text.num_samples

@@ -136,7 +136,7 @@ def test_learned_positions_are_not_run_past_their_end():
     assert {row.data.split(", ")[1] for row in found} == {"prompt of 56", "prompt of 16"}
 
 
-@pytest.mark.parametrize("family", tiny.ALL)
+@pytest.mark.parametrize("family", tiny.REPRESENTATIVE)
 def test_only_the_last_tokens_logits_are_computed(family):
     model = tiny.model(family)
     shapes = []

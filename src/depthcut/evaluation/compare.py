@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -36,13 +36,19 @@ def device_name(model: PreTrainedModel) -> str:
 
 
 def compare(
-    dense: DecoderStream, others: Mapping[str, DecoderStream], evaluation: Samples, *, speed: bool
+    dense: DecoderStream,
+    others: Mapping[str, DecoderStream],
+    evaluation: Samples,
+    *,
+    speed: bool,
+    further: Sequence[Samples] = (),
 ) -> list[Measurement]:
-    """Measures the models on the same text in one run.
+    """Measures the models on the same texts in one run.
 
     Args:
         others: by name; the first is the one that is timed beside the dense model.
         speed: whether to time prompt reading and decoding too.
+        further: more texts for perplexity and KL.
 
     Returns:
         For every model parameters, blocks, KV bytes per token, perplexity and loss; KL to dense for the others; speeds,
@@ -59,8 +65,9 @@ def compare(
             ("kv_bytes_per_token", kv_bytes, "bytes"),
         ):
             measurements.append(Measurement(name=measure, value=value, unit=unit, model=name))
-    with progress("evaluating", len(evaluation.input_ids)) as advance:
-        measurements += compare_language(dense, others, evaluation, advance=advance)
+    for samples in (evaluation, *further):
+        with progress("evaluating", len(samples.input_ids)) as advance:
+            measurements += compare_language(dense, others, samples, advance=advance)
     if speed:
         timed = dict(list(streams.items())[:2])
         models = {name: stream.model for name, stream in timed.items()}
@@ -68,9 +75,14 @@ def compare(
             measured = compare_speed(models, evaluation.input_ids[:1], advance=advance)
         works = {name: _work(stream) for name, stream in timed.items()}
         measurements += with_ideals(measured, works, prompt_length(dense.model, evaluation.input_ids))
+    return stamped(measurements, dense.model)
+
+
+def stamped(measurements: Sequence[Measurement], model: PreTrainedModel) -> list[Measurement]:
+    """The measurements with the software and the device that they were made with."""
     stamp = {
         "software": " ".join(f"{name} {version}" for name, version in software().items()),
-        "device": device_name(dense.model),
+        "device": device_name(model),
     }
     return [measurement.model_copy(update=stamp) for measurement in measurements]
 

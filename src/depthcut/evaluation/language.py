@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from depthcut.calibration import Samples
+from depthcut.evaluation.paired import DIFFERENCE
 from depthcut.model.stream import Batch, DecoderStream
 from depthcut.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.types import Measurement
@@ -21,12 +22,13 @@ def compare_language(
     batch_size: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Corpus perplexity of every model, and KL to dense of the others.
+    """Corpus perplexity of every model; of the others KL to dense, and the difference of the loss to the dense one's.
 
     perplexity = exp(total negative log-likelihood / total predicted tokens), over every token but each sequence's
     first. KL(P_dense || P_pruned) is in nats per token, over every position. Pads are left out. Standard errors are
-    over sequences. Logits are computed in pieces, so the vocabulary times the length never stands in memory. Costs one
-    forward pass of each model, and one more vocabulary projection of the dense one for each further model.
+    over sequences, that of the difference over the sequences' differences. Logits are computed in pieces, so the
+    vocabulary times the length never stands in memory. Costs one forward pass of each model, and one more vocabulary
+    projection of the dense one for each further model.
 
     Args:
         others: pruned models by name.
@@ -68,6 +70,10 @@ def compare_language(
     for name, total in totals.items():
         mean, error = _mean_per_token(total[2], num_present)
         measurements.append(_measurement("kl_to_dense", mean, error, "nats per token", name, data, len(total[2])))
+        mean, error = _mean_per_token(total[1] - dense_nll, num_predicted)
+        measurements.append(
+            _measurement("loss" + DIFFERENCE, mean, error, "nats per token", name, data, len(dense_nll))
+        )
     return measurements
 
 

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from depthcut.model.latency import cache_argument
 from depthcut.types import Measurement
 
 SHORT_CONTEXT = 16
@@ -122,13 +124,13 @@ def prompt_length(model: PreTrainedModel, input_ids: torch.Tensor, decode_tokens
 def time_once(model: PreTrainedModel, input_ids: torch.Tensor, prompt_tokens: int, decode_tokens: int) -> Seconds:
     """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed."""
     input_ids = input_ids[:, :prompt_tokens].to(model.device)
-    cache = DynamicCache(config=model.config)
+    kept: dict[str, Any] = {cache_argument(model): DynamicCache(config=model.config), "use_cache": True}
     began = _now(model)
-    output = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(input_ids=input_ids, logits_to_keep=1, **kept)
     token = output.logits[:, -1:].argmax(dim=-1)
     prompt_end = _now(model)
     for _ in range(decode_tokens):
-        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+        output = model(input_ids=token, **kept)
         token = output.logits[:, -1:].argmax(dim=-1)
     return Seconds(prompt_end - began, _now(model) - prompt_end)
 
@@ -143,8 +145,8 @@ def _now(model: PreTrainedModel) -> float:
 def kv_bytes_per_token(model: PreTrainedModel, input_ids: torch.Tensor) -> float:
     """Bytes that the model's cache really holds, a token of one sequence; measured, so sliding windows count."""
     cache = DynamicCache(config=model.config)
-    model(input_ids=input_ids.to(model.device), past_key_values=cache, use_cache=True)
-    tensors: list[torch.Tensor] = [
-        tensor for keys, values, *_ in cache for tensor in (keys, values) if tensor is not None
-    ]
-    return sum(tensor.nbytes for tensor in tensors) / input_ids.numel()
+    model(input_ids=input_ids.to(model.device), use_cache=True, **{cache_argument(model): cache})
+    # Mixers without keys keep a state of fixed size, which no token adds to.
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    num_bytes: int = sum(tensor.nbytes for tensor in held if tensor is not None)
+    return num_bytes / input_ids.numel()

@@ -1,0 +1,192 @@
+"""The `eval` command: written models measured beside their dense one, by text, by task and by what they write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from depthcut.options import (
+    Device,
+    Dtype,
+    EvaluationLength,
+    EvaluationSamples,
+    Generation,
+    IncludePath,
+    Limit,
+    NumFewshot,
+    Seed,
+    Speed,
+    TrustRemoteCode,
+    comma_separated,
+)
+from depthcut.terminal import print_measurements
+from depthcut.types import (
+    InputError,
+    Measurement,
+    Plan,
+    read_measurements,
+    write_generation,
+    write_measurements,
+)
+
+if TYPE_CHECKING:
+    from depthcut.evaluation.suite import Suite
+    from depthcut.measure import Measured
+
+PLAN = "plan.json"
+RESULTS = "results.json"
+GENERATION = "generation.json"
+
+
+def evaluate(
+    directories: Annotated[list[str], typer.Argument(metavar="DIR...", help="Directories of pruned models.")],
+    dense: Annotated[str | None, typer.Option(help="The dense model; by default the one in DIR/plan.json.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "--evaluation", help="SOURCE for perplexity and KL; may be given several times."),
+    ] = None,
+    evaluation_samples: EvaluationSamples = 16,
+    evaluation_length: EvaluationLength = 512,
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness by its names: arc_easy,piqa.")] = "",
+    num_fewshot: NumFewshot = None,
+    limit: Limit = None,
+    include_path: IncludePath = None,
+    batch_size: Annotated[str, typer.Option(help="Requests of a task run together: auto or a number.")] = "auto",
+    confirm_run_unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model writes.")
+    ] = False,
+    generation: Generation = False,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder that keeps tasks' results; ~/.cache/depthcut/evaluation by default.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    speed: Speed = True,
+    engine: Annotated[
+        str,
+        typer.Option(help="Where speed is measured: transformers, llama.cpp or vllm; in the last two nothing else is."),
+    ] = "transformers",
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the measurements here, not to DIR/results.json.")
+    ] = None,
+) -> None:
+    """Measure written models beside their dense one: perplexity, KL, sizes, speed, tasks, and what they write.
+
+    A directory that prune or apply wrote gets the measurements in its results.json, and what was written after the
+    prompts of --generation in its generation.json. A task that was asked of the same model before is not asked again.
+    """
+    if output is not None and output.exists():
+        raise InputError(f"{output} exists; name another file")
+    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
+        raise InputError(f"batch size {batch_size!r} is no number of requests; write auto or 1 and more")
+    from depthcut import measure
+    from depthcut.evaluation.harness import check_cache, default_cache
+    from depthcut.evaluation.questions import Questions
+    from depthcut.recipe import Recipe
+
+    recipe = Recipe.build(
+        model=dense or _dense_of(directories),
+        evaluation_samples=evaluation_samples,
+        evaluation_length=evaluation_length,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        speed=speed,
+        seed=seed,
+    )
+    found: dict[str, Measured] = {}
+    told: list[str] = []
+    if engine != "transformers":
+        if tasks or generation or text:
+            raise InputError(f"in {engine} speed alone is measured; leave --tasks, --text and --generation out")
+        for directory in directories:
+            found[directory] = measure.Measured(tuple(measure.engine_speed(recipe, directory, engine)))
+    else:
+        cache = cache_dir or default_cache()
+        if tasks:
+            check_cache(cache)
+        questions = Questions(
+            suite=_suite(tasks, num_fewshot, limit, include_path, confirm_run_unsafe_code),
+            generation=generation,
+            batch_size=batch_size,
+            cache=cache,
+            seed=seed,
+        )
+        for directory, each in measure.evaluate(recipe, directories, questions, text or ()):
+            found[directory] = each
+            if output is None:
+                told.append(_add_to(Path(directory), each))
+    joined = _side_by_side({directory: each.measurements for directory, each in found.items()})
+    print_measurements(joined)
+    if output is not None:
+        write_measurements(joined, output)
+        told.append(f"written to {output}")
+    print("\n".join(told))
+
+
+def _dense_of(directories: Sequence[str]) -> str:
+    """The one model that all of them were made from."""
+    models = {directory: Plan.from_file(Path(directory) / PLAN).model for directory in directories}
+    first = next(iter(models.values()))
+    for directory, model in models.items():
+        if model.digest != first.digest:
+            raise InputError(
+                f"{directory} was made from {model.source} and {directories[0]} from {first.source}; measure them "
+                "apart, or name one dense model with --dense"
+            )
+    return first.source
+
+
+def _suite(
+    tasks: str, num_fewshot: int | None, limit: str | None, include_path: str | None, unsafe_code: bool
+) -> Suite | None:
+    if not tasks:
+        if num_fewshot is not None or limit is not None or include_path is not None:
+            raise InputError("--num-fewshot, --limit and --include-path are about tasks; name some with --tasks")
+        return None
+    from depthcut.evaluation.suite import load_suite
+
+    return load_suite(
+        comma_separated(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        include_path=include_path,
+        unsafe_code=unsafe_code,
+    )
+
+
+def _side_by_side(found: Mapping[str, Sequence[Measurement]]) -> list[Measurement]:
+    """All measurements in one list: of several pruned models each by its directory's name, the dense one's once."""
+    if len(found) == 1:
+        return list(*found.values())
+    short = {directory: Path(directory).name for directory in found}
+    distinct = len({*short.values(), "dense"}) == len(short) + 1
+    joined: dict[tuple[str, str, str], Measurement] = {}
+    for directory, measurements in found.items():
+        for measurement in measurements:
+            name = short[directory] if distinct else directory
+            model = name if measurement.model == "pruned" else measurement.model
+            joined.setdefault(
+                (measurement.name, measurement.data, model), measurement.model_copy(update={"model": model})
+            )
+    return list(joined.values())
+
+
+def _add_to(directory: Path, found: Measured) -> str:
+    """Puts measurements into a directory of ours, in place of earlier ones of the same; says what was done."""
+    if not (directory / PLAN).is_file():
+        return f"{directory} was not written by depthcut, so nothing is written there; --output names a file"
+    file = directory / RESULTS
+    earlier = read_measurements(file) if file.is_file() else []
+    rows = {(row.name, row.data, row.model): row for row in (*earlier, *found.measurements)}
+    partial = file.with_suffix(".partial")
+    write_measurements(list(rows.values()), partial)
+    partial.replace(file)
+    if found.generation:
+        write_generation(list(found.generation), directory / GENERATION)
+    return f"added to {file}; depthcut report {directory} shows it"

@@ -1,0 +1,76 @@
+"""Options of the command line that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")]
+Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the output directory.")]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Method = Annotated[str, typer.Option(help="How units are chosen (see depthcut ls).")]
+Metric = Annotated[str | None, typer.Option(help="Static metric or objective, for --method one-shot.")]
+ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
+SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
+MaxForwards = Annotated[
+    int | None, typer.Option(help="Forward passes over the calibration text that --method shapley may take.")
+]
+Swap = Annotated[bool | None, typer.Option("--swap/--no-swap", help="Refine the found set by exchanges.")]
+UnitOption = Annotated[
+    str | None, typer.Option("--unit", help="block, pair, attn, ffn or sublayer; by default the method's own.")
+]
+MemoryBudget = Annotated[str, typer.Option(help="What a search may keep in memory: 2GiB, 800MiB.")]
+Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", help="What may stay: parameters=0.8, kv=0.7 or latency=0.8.")
+]
+MaxIncrease = Annotated[str | None, typer.Option(help="Remove all that costs at most this: kl=0.1, loss=0.05.")]
+Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
+Calibration = Annotated[str, typer.Option(help="SOURCE of the text that decides.")]
+CalibrationSamples = Annotated[int, typer.Option(help="Sequences of calibration text.")]
+CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
+EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
+EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Forms = Annotated[str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,zeroed.")]
+Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
+Recover = Annotated[
+    str | None,
+    typer.Option(help="Repairs after the removal: refit (after a search the default), lora,rank=8, bias+refit, none."),
+]
+RecoverText = Annotated[str | None, typer.Option(help="SOURCE of the text they are fitted to; the calibration's.")]
+RecoverSamples = Annotated[int | None, typer.Option(help="Its sequences; four times the calibration's.")]
+SearchRecover = Annotated[
+    bool, typer.Option("--search-recover", help="Let the search judge what it tries after a cheap repair of it.")
+]
+BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
+Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(metavar="USER/NAME", help="Push OUT to this repository of the Hugging Face hub, private where new."),
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Tasks = Annotated[
+    str, typer.Option("--eval", "--tasks", help="Ask both models tasks of lm-evaluation-harness: arc_easy,piqa.")
+]
+NumFewshot = Annotated[
+    int | None, typer.Option(help="Examples before each question; by default the task's own number.")
+]
+Limit = Annotated[str | None, typer.Option(help="Documents asked of each task: a count (40) or a share (0.1).")]
+IncludePath = Annotated[
+    str | None, typer.Option(help="Folder of tasks of your own as YAML; Python functions that they name run.")
+]
+Generation = Annotated[
+    bool, typer.Option("--generation", help="Let the models write after fixed prompts: repetition, sums, copy, format.")
+]
+
+
+def comma_separated(text: str) -> list[str]:
+    """The names in an option that takes several."""
+    return [name.strip() for name in text.split(",") if name.strip()]

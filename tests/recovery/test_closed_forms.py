@@ -14,7 +14,7 @@ from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import Emulation, RemovedFFN, remove_branch
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.recovery import Damage, Repaired, held_out_value, parse_recovery, recover
+from depthcut.recovery import Damage, Repaired, parse_recovery, recover
 from depthcut.recovery.emulate import Bias, LowRank
 from depthcut.recovery.moments import FITTED, HELD_OUT, Moments
 from depthcut.recovery.refit import LinearMap, Refit
@@ -34,7 +34,7 @@ def damage(model, removed, **changes):
 
 
 def held_out_kl(given, model):
-    return held_out_value(given, model, "kl")
+    return given.judge("kl")(model)
 
 
 def cut(given):
@@ -153,11 +153,11 @@ def test_an_output_that_nothing_predicts_stays_as_it_is():
     assert bool((found[1] == 0).all()) and found[0, 0] == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", tiny.ALL)
+@pytest.mark.parametrize("family", tiny.REPRESENTATIVE)
 def test_refit_helps_every_family_and_changes_neither_model_it_was_given(family):
     model = tiny.model(family)
-    parallel = find_architecture(model.config).parallel
-    given = damage(model, BLOCK if parallel else PAIR)
+    removals = tiny.removals(find_architecture(model.config))
+    given = damage(model, removals.get("pair", removals["block"]))
     pruned = cut(given)
     before = [tensor.clone() for given_model in (model, pruned) for tensor in given_model.parameters()]
     repaired, record = recover("refit", Refit(), given, pruned)
@@ -260,7 +260,7 @@ def test_kl_on_held_out_text_is_the_mean_over_tokens():
     assert held_out_kl(given, pruned) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
     assert held_out_kl(given, given.dense.model) == pytest.approx(0, abs=1e-7)
     loss = torch.nn.functional.cross_entropy(q[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    assert held_out_value(given, pruned, "loss") == pytest.approx(float(loss), rel=1e-5)
+    assert given.judge("loss")(pruned) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_recoveries_are_named_set_and_chained():
@@ -289,7 +289,7 @@ def test_a_rank_beyond_the_stream_and_a_single_sequence_are_refused():
         LowRank(rank=33).check(find_architecture(config), config)
     given = damage(tiny.model(), PAIR)
     alone = replace(given, text=given.text.split(1)[0])
-    with pytest.raises(InputError, match="give it at least 2"):
+    with pytest.raises(InputError, match="give it at least 3"):
         Refit().repair(alone, cut(given))
 
 

@@ -127,7 +127,7 @@ class Ablation:
         Short pieces of many sequences tell candidates apart better than a few whole ones. Text with pads is cut to its
         first sequences instead.
         """
-        excerpts = Ablation(
+        excerpts = type(self)(
             self.stream,
             self.samples.excerpts(fraction),
             self.name,
@@ -155,10 +155,10 @@ class Ablation:
     def rebase(self, removed: Collection[Unit]) -> None:
         """Makes a set the one that streams are kept for; those before the first difference stay valid."""
         removed = frozenset(removed)
-        first = self._first_difference(removed)
+        start = self._start(removed)
         self.base = removed
         for kept in self._batches:
-            kept.streams = {position: stream for position, stream in kept.streams.items() if position <= first}
+            kept.streams = {position: stream for position, stream in kept.streams.items() if position <= start}
 
     def __call__(self, removed: Collection[Unit]) -> float:
         """The objective of one set on the whole calibration text; smaller = better."""
@@ -184,11 +184,9 @@ class Ablation:
         """
         columns = []
         for index in batches:
-            missing = [removed for removed in dict.fromkeys(sets) if (removed, index) not in self._memo]
             # In the order of where they leave the base, so that each kept stream is walked through once.
-            for removed in sorted(missing, key=self._start):
-                self._memo[removed, index] = self._run(removed, index)
-                self._evaluations += 1 / self.num_batches
+            for removed in sorted(dict.fromkeys(sets), key=self._start):
+                self._find(removed, index)
             for key in {(removed, index) for removed in sets} - self._asked:
                 self._asked.add(key)
                 self._asked_cost += self._memo[key]["unit_evaluations"]
@@ -209,26 +207,34 @@ class Ablation:
     def _first_difference(self, removed: Removed) -> int:
         return min((self._positions[unit] for unit in removed ^ self.base), default=len(self.stream.units))
 
-    def _run(self, removed: Removed, index: int) -> dict[str, Any]:
-        """Evaluates a set on a batch; returns its line of the journal."""
-        kept = self._batches[index]
-        start = self._start(removed)
-        entering = self._entering(kept, start)
-        before = self.stream.unit_evaluations
-        final = self.stream.run(kept.batch, removed, start=start, stream=entering)
+    def _find(self, removed: Removed, index: int) -> None:
+        """Evaluates a set on a batch, unless that is known."""
+        if (removed, index) in self._memo:
+            return
+        final, unit_evaluations = self._run(removed, index)
         line = {
             "text": self.samples.description.digest,
             "removed": sorted(map(str, removed & self.base)),
             "candidate": sorted(map(str, removed - self.base)),
             "batch": index,
-            "values": self._compare(kept, final),
-            "unit_evaluations": self.stream.unit_evaluations - before,
+            "values": self._compare(self._batches[index], final),
+            "unit_evaluations": unit_evaluations,
         }
         self._journal.add(line)
-        return line
+        self._memo[removed, index] = line
+        self._evaluations += 1 / self.num_batches
 
-    def _entering(self, kept: _KeptBatch, position: int) -> torch.Tensor:
-        """The base's stream entering a position, run on from the nearest one before it that is kept."""
+    def _run(self, removed: Removed, index: int) -> tuple[torch.Tensor, int]:
+        """A set's stream before the final norm for a batch, and the unit evaluations that it took."""
+        kept, start = self._batches[index], self._start(removed)
+        entering = self.entering(index, start)
+        before = self.stream.unit_evaluations
+        final = self.stream.run(kept.batch, removed, start=start, stream=entering)
+        return final, self.stream.unit_evaluations - before
+
+    def entering(self, index: int, position: int) -> torch.Tensor:
+        """A batch's stream entering a position in the base, run on from the nearest one before it that is kept."""
+        kept = self._batches[index]
         nearest = max((known for known in kept.streams if known <= position), default=0)
         stream = kept.streams.get(nearest, kept.batch.embedded)
         step = self._per_block if self.stream.architecture.parallel else 1

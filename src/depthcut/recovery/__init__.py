@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -16,7 +15,7 @@ from depthcut.calibration import Samples
 from depthcut.model.architectures import Architecture
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
-from depthcut.objectives import NEXT_TOKEN_OBJECTIVES, POSITIONS_AT_ONCE, find_objective
+from depthcut.recovery.judge import Judge
 from depthcut.registry import Registry, unknown_name
 from depthcut.types import InputError, Repair, Unit, first_problem
 
@@ -45,6 +44,16 @@ class Damage:
     seed: int = 0
     folder: Path | None = None
     advance: Callable[[float], None] = lambda _: None
+
+    def judge(self, objective: str, samples: Samples | None = None) -> Judge:
+        """An objective on the held-out text, or on other samples."""
+        return Judge(
+            self.dense,
+            samples or self.held_out,
+            objective,
+            batch_size=self.batch_size,
+            memory_budget=self.memory_budget // 4,
+        )
 
 
 @dataclass(frozen=True)
@@ -140,41 +149,16 @@ def check_recoveries(chain: list[tuple[str, Recovery]], architecture: Architectu
         recovery.check(architecture, config)
 
 
-@torch.no_grad()
-def held_out_value(damage: Damage, model: PreTrainedModel, name: str) -> float:
-    """An objective's mean over the held-out tokens. Costs a forward pass of the model, and of the dense one."""
-    dense, other, samples = damage.dense, DecoderStream(model, damage.dense.architecture), damage.held_out
-    objective, total, count = find_objective(name), torch.zeros((), dtype=torch.float64), 0
-    for begin in range(0, len(samples.input_ids), damage.batch_size):
-        rows = slice(begin, begin + damage.batch_size)
-        batches = [stream.prepare(samples.input_ids[rows], samples.attention_mask[rows]) for stream in (dense, other)]
-        pieces = (
-            stream.logits(batch, stream.run(batch)) for stream, batch in zip((dense, other), batches, strict=True)
-        )
-        counted = batches[0].token_mask
-        if name in NEXT_TOKEN_OBJECTIVES:
-            counted = torch.nn.functional.pad(counted[:, :-1] & counted[:, 1:], (0, 1))
-        targets = torch.nn.functional.pad(batches[0].input_ids[:, 1:], (0, 1))
-        for (positions, expected), (_, found) in zip(*pieces, strict=True):
-            chosen = counted[:, positions]
-            expected, found, follows = expected[chosen], found[chosen], targets[:, positions][chosen]
-            count += len(found)
-            for first in range(0, len(expected), POSITIONS_AT_ONCE):
-                part = slice(first, first + POSITIONS_AT_ONCE)
-                reference = objective.reference(expected[part].float())
-                total += objective.at_positions(reference, found[part].float(), follows[part]).double().sum().cpu()
-    return float(total / count)
-
-
 def recover(name: str, recovery: Recovery, damage: Damage, pruned: PreTrainedModel) -> tuple[PreTrainedModel, Repair]:
     """Repairs, and keeps the result only where what judges it falls on the held-out text.
 
     Returns:
         The repaired model, or the one that was given, and what was measured.
     """
-    before = held_out_value(damage, pruned, recovery.judged_by)
+    judge = damage.judge(recovery.judged_by)
+    before = judge(pruned)
     repaired = recovery.repair(damage, pruned)
-    after = held_out_value(damage, repaired.model, recovery.judged_by)
+    after = judge(repaired.model)
     helps = after < before
     record = Repair(
         method=name,

@@ -33,9 +33,12 @@ class Moments:
     Args:
         num_inputs: features of a token.
         num_targets: outputs that are regressed on them.
+        dtype: of the model that they come from. Where it has 16 bits the products of one call are taken in float32;
+            sums over calls are float64 always.
     """
 
-    def __init__(self, num_inputs: int, num_targets: int) -> None:
+    def __init__(self, num_inputs: int, num_targets: int, dtype: torch.dtype = torch.float32) -> None:
+        self._product_dtype = torch.float32 if dtype.itemsize == 2 else torch.float64
         self._inputs = torch.zeros(2, num_inputs, num_inputs, dtype=torch.float64)
         self._products = torch.zeros(2, num_inputs, num_targets, dtype=torch.float64)
         self._energy = torch.zeros(2, num_targets, dtype=torch.float64)
@@ -49,11 +52,35 @@ class Moments:
             weights: (tokens,), how much each token counts.
             part: `FITTED` or `HELD_OUT`.
         """
-        inputs, targets = inputs.double().cpu(), targets.double().cpu()
-        weighted = inputs * weights.double().cpu()[:, None]
+        inputs, targets, weights = (values.to("cpu", self._product_dtype) for values in (inputs, targets, weights))
+        weighted = inputs * weights[:, None]
         self._inputs[part] += weighted.T @ inputs
         self._products[part] += weighted.T @ targets
-        self._energy[part] += (targets.square() * weights.double().cpu()[:, None]).sum(dim=0)
+        self._energy[part] += (targets.square() * weights[:, None]).double().sum(dim=0)
+
+    def add_sequences(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        counted: torch.Tensor,
+        held_out: torch.Tensor,
+    ) -> None:
+        """Adds the counted tokens of whole sequences.
+
+        Args:
+            inputs, targets, weights: as for `add`, but (sequences, length, ...).
+            counted: (sequences, length) bool.
+            held_out: (sequences,) bool, which part a sequence belongs to.
+        """
+        for part in (FITTED, HELD_OUT):
+            chosen = counted & (held_out == (part == HELD_OUT)).to(counted.device)[:, None]
+            self.add(inputs[chosen], targets[chosen], weights[chosen], part)
+
+    def fit(self, ridge: float) -> torch.Tensor:
+        """(targets, inputs) the map that `solve` would give if it had this ridge alone and held nothing out."""
+        total = self.inputs
+        return _solve(total + ridge * _penalty(total), self._products.sum(dim=0)).T.contiguous()
 
     def solve(self, ridges: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """The map that predicts the targets, by ridge regression towards zero.
@@ -67,8 +94,7 @@ class Moments:
         """
         total = self._inputs.sum(dim=0)
         energy = total.diagonal()
-        mean = energy.mean().clamp_min(torch.finfo(torch.float64).tiny)
-        penalty = (mean * energy.clamp_min(SMALLEST_ENERGY * mean)).sqrt().diag()
+        penalty = _penalty(total)
         before = self._energy[HELD_OUT]
         found = torch.zeros_like(self._products[FITTED])
         least = before.clone()
@@ -108,6 +134,13 @@ class Moments:
     def energy(self) -> torch.Tensor:
         """(targets,) the held-out error before anything is fitted."""
         return self._energy[HELD_OUT]
+
+
+def _penalty(inputs: torch.Tensor) -> torch.Tensor:
+    """(inputs, inputs) what a ridge of one adds to the second moments of the inputs."""
+    energy = inputs.diagonal()
+    mean = energy.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return (mean * energy.clamp_min(SMALLEST_ENERGY * mean)).sqrt().diag()
 
 
 def _solve(matrix: torch.Tensor, products: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Repairs in closed form, in the stock architecture and without a parameter more: kept projections are solved anew so
 that the pruned stream meets the dense stream again.
 
-Both models are run side by side, front to back, on text of which every fourth sequence is held out. For every kept
-sublayer after the first removed one
+Both models are run side by side, front to back, on text of which every fourth sequence is held out. For the kept
+sublayers about each removed run, from the last one before it on,
 
 1. the maps that read the stream are multiplied with the linear map that takes the normed pruned stream to the normed
    dense one: what the sublayer reads is as near as a linear map can bring it to what it read before;
@@ -11,15 +11,16 @@ sublayer after the first removed one
    the norms that follow divide by that.
 
 How strongly each output channel is held to its old weight is decided on the held-out tokens (`moments.py`), also that
-it stays as it is. `linear` is the special case of ReplaceMe (arXiv 2505.02819, section 2.2): only before a removed
-window, and only a map of what the projection gave.
+it stays as it is. A stream that is nearer to the dense one does not always give an output that is: so each change is
+kept, whole or halved, only where the KL of the output falls on sequences that nothing was fitted to, and a removed run
+has been repaired when some sublayers in succession have nothing to give. `linear` is the special case of ReplaceMe
+(arXiv 2505.02819, section 2.2): only before a removed window, and only a map of what the projection gave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,29 +29,49 @@ from typing import ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from depthcut.model.architectures import Architecture, Branch
+from depthcut.model.architectures import Architecture
 from depthcut.model.stream import Batch, DecoderStream
 from depthcut.model.sublayers import missing_units
 from depthcut.recovery import RECOVERIES, Damage, Repaired
-from depthcut.recovery.moments import FITTED, HELD_OUT, Moments, held_out_sequences
+from depthcut.recovery.judge import Judge
+from depthcut.recovery.moments import Moments, held_out_sequences
+from depthcut.recovery.projections import (
+    calls_of,
+    gain_after,
+    lacking,
+    maps_that_read,
+    matrix_of,
+    normed,
+    reach,
+    replace_matrix,
+)
 from depthcut.surgery import twin
-from depthcut.types import Unit
+from depthcut.types import InputError, Unit
+
+JUDGING_SHARE = 8
+"""One sequence of the text in so many judges the changes, and is fitted to by none."""
 
 
 @dataclass(frozen=True)
 class Refit:
-    """Output projections of all kept sublayers after the first removed one, and what they read.
+    """Output projections of the kept sublayers about each removed run, and what those after it read.
 
-    Costs about three forward passes of the decoder over the text, and the moments.
+    Costs about three forward passes of the decoder over the text, the moments, and for each change that is tried a part
+    of a forward pass over the sequences that judge.
 
     Attributes:
         reads: also multiply the maps that read the stream.
+        patience: sublayers in succession that may have nothing to give before a run counts as repaired.
+        steps: shares of a change that are tried, one after the other, until the KL falls.
+        margin: share of the KL by which it has to fall.
         ridges: strengths to choose from, relative to the mean energy of the inputs.
     """
 
     reads: bool = True
+    patience: int = 2
+    steps: tuple[float, ...] = (1.0, 0.5)
+    margin: float = 1e-3
     ridges: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     replaces_units: ClassVar[bool] = False
     judged_by: ClassVar[str] = "kl"
@@ -61,12 +82,28 @@ class Refit:
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
-        with _FrontToBack(damage, twin(pruned), self.ridges) as sweep:
-            units = {}
+        num_sequences = len(damage.text.input_ids)
+        if num_sequences < 3:
+            raise InputError("refit is fitted to some sequences and judged on others; give it at least 3")
+        text, judging = damage.text.split(num_sequences - max(1, num_sequences // JUDGING_SHARE))
+        with _FrontToBack(replace(damage, text=text), twin(pruned), self.ridges) as sweep:
+            trial = _Trial(damage.judge("kl", judging), sweep.pruned, self.steps, self.margin)
+            units: dict[str, float] = {}
+            waits = 0
             for group in sweep.groups():
-                if self.reads and group.after_removal:
-                    sweep.refit_reads(group)
-                units.update(sweep.refit_writes(group, widest=True))
+                waits = self.patience if group.before_removal else waits
+                if not waits:
+                    sweep.advance(group)
+                    trial.advance(group)
+                    continue
+                helped = self.reads and group.after_removal and trial.keeps(sweep.fit_reads(group), group)
+                change, left = sweep.fit_writes(group, widest=True)
+                if trial.keeps(change, group):
+                    helped = True
+                    units.update(left)
+                sweep.leave(group)
+                trial.advance(group)
+                waits = self.patience if helped else waits - 1
             return Repaired(sweep.pruned.model, units)
 
 
@@ -92,7 +129,10 @@ class LinearMap:
             units = {}
             for group in sweep.groups():
                 if group.before_removal:
-                    units.update(sweep.refit_writes(group, widest=False))
+                    change, left = sweep.fit_writes(group, widest=False)
+                    units.update(left)
+                    change.make()
+                    sweep.leave(group)
                 else:
                     sweep.advance(group)
             return Repaired(sweep.pruned.model, units)
@@ -118,6 +158,73 @@ class _Group:
     pruned_stop: int
     before_removal: bool
     after_removal: bool
+
+
+@dataclass
+class _Change:
+    """New weights for linear maps, made and unmade at will.
+
+    Attributes:
+        maps: each with what its matrix changes by, (outputs, inputs).
+    """
+
+    maps: list[tuple[nn.Module, torch.Tensor]]
+
+    def __post_init__(self) -> None:
+        self._before = [matrix_of(module) for module, _ in self.maps]
+
+    def make(self, step: float = 1.0) -> None:
+        """Replaces the matrices by those before plus a share of the change."""
+        for (module, change), before in zip(self.maps, self._before, strict=True):
+            replace_matrix(module, before + step * change.to(before))
+
+    def unmake(self) -> None:
+        for (module, _), before in zip(self.maps, self._before, strict=True):
+            replace_matrix(module, before)
+
+
+class _Trial:
+    """Makes changes that help the output, on sequences that judge and go through the pruned model beside the others."""
+
+    def __init__(self, judge: Judge, pruned: DecoderStream, steps: Sequence[float], margin: float) -> None:
+        self._judge, self._pruned = judge, pruned
+        self._steps, self._margin = steps, margin
+        self._batches = judge.batches(pruned)
+        self._streams = [batch.embedded for batch in self._batches]
+        self._position = 0
+        self._least: float | None = None
+
+    def keeps(self, change: _Change, group: _Group) -> bool:
+        """Makes a change, whole or in part, if the objective falls; else leaves the model as it is."""
+        self._run_to(group.pruned_start)
+        if self._least is None:
+            self._least = self._value()
+        for step in self._steps if change.maps else ():
+            change.make(step)
+            value = self._value()
+            if value < (1 - self._margin) * self._least:
+                self._least = value
+                return True
+        change.unmake()
+        return False
+
+    def advance(self, group: _Group) -> None:
+        """Goes on to where the next group begins."""
+        self._run_to(group.pruned_stop)
+
+    def _run_to(self, position: int) -> None:
+        self._streams = [
+            self._pruned.run(batch, start=self._position, stop=position, stream=stream)
+            for batch, stream in zip(self._batches, self._streams, strict=True)
+        ]
+        self._position = position
+
+    def _value(self) -> float:
+        finals = (
+            self._pruned.run(batch, start=self._position, stream=stream)
+            for batch, stream in zip(self._batches, self._streams, strict=True)
+        )
+        return self._judge.value(self._pruned, self._batches, finals)
 
 
 class _FrontToBack:
@@ -219,7 +326,7 @@ class _FrontToBack:
     def advance(self, group: _Group) -> None:
         """Leaves a group as it is."""
         self._advance_dense(group)
-        self._advance_pruned(group)
+        self.leave(group)
 
     def _advance_dense(self, group: _Group) -> None:
         for rows, batch in self._batches(self.dense):
@@ -229,7 +336,8 @@ class _FrontToBack:
             )
         self._dense_at = group.dense_stop
 
-    def _advance_pruned(self, group: _Group) -> None:
+    def leave(self, group: _Group) -> None:
+        """Leaves a group whose output projections were fitted."""
         for rows, batch in self._batches(self.pruned):
             self._pruned_streams[rows] = self._run(group, rows, batch)
 
@@ -243,153 +351,79 @@ class _FrontToBack:
         weights: torch.Tensor,
     ) -> None:
         """Adds the tokens of a batch, (sequences, length, ...) each, that are no pads."""
-        for part in (FITTED, HELD_OUT):
-            of_part = (self._held_out[rows] == (part == HELD_OUT)).to(batch.token_mask.device)
-            chosen = batch.token_mask & of_part[:, None]
-            moments.add(inputs[chosen], targets[chosen], weights[chosen], part)
+        moments.add_sequences(inputs, targets, weights, batch.token_mask, self._held_out[rows])
 
-    def refit_reads(self, group: _Group) -> None:
-        """Multiplies the maps that read the stream with one that takes the pruned reading to the dense one."""
+    def fit_reads(self, group: _Group) -> _Change:
+        """The maps that read the stream times one that takes the pruned reading to the dense one."""
+        maps: list[tuple[nn.Module, torch.Tensor]] = []
         for unit in group.pruned:
-            block, branch = self.pruned.blocks[unit.layer], self.pruned.architecture.branches[unit.kind]
+            block = self.pruned.blocks[unit.layer]
+            branch = self.pruned.architecture.branches[unit.kind].of(block)
+            if not branch.projection:
+                continue
             width = self._dense_streams.shape[-1]
-            moments = Moments(width, width)
+            moments = Moments(width, width, self.dense.model.dtype)
             for rows, batch in self._batches(self.pruned):
                 device = batch.embedded.device
                 read, meant = (
-                    _normed(block, branch, streams[rows].to(device))
+                    normed(block, branch, streams[rows].to(device))
                     for streams in (self._pruned_streams, self._dense_streams)
                 )
                 self._add(moments, rows, batch, read, meant - read, torch.ones(read.shape[:2], device=device))
             change, _ = moments.solve(self.ridges)
             rows, batch = next(self._batches(self.pruned))
-            with _readers(getattr(block, branch.core)) as readers:
+            with maps_that_read(getattr(block, (*branch.leading, branch.core)[0])) as readers:
                 self._run(group, rows, batch)
-            for module in readers:
-                weight = _matrix(module)
-                _replace(module, weight + weight @ change.to(weight))
+            maps += [(module, matrix_of(module) @ change.to(matrix_of(module))) for module in readers]
+        return _Change(maps)
 
-    def refit_writes(self, group: _Group, *, widest: bool) -> dict[str, float]:
-        """Solves the output projections of a group, and leaves it.
+    def fit_writes(self, group: _Group, *, widest: bool) -> tuple[_Change, dict[str, float]]:
+        """Solves the output projections of a group; to be left by `leave`, whether the change is made or not.
 
         Args:
             widest: whether a projection may change in any way; else only by a map of what it gave.
 
         Returns:
-            By dense unit, the share of the error on held-out tokens that is left.
+            The change, and by dense unit the share of the error on held-out tokens that it leaves.
         """
-        self._advance_dense(group)
         blocks = [self.pruned.blocks[unit.layer] for unit in group.pruned]
-        branches = [self.pruned.architecture.branches[unit.kind] for unit in group.pruned]
+        branches = [
+            self.pruned.architecture.branches[unit.kind].of(block)
+            for unit, block in zip(group.pruned, blocks, strict=True)
+        ]
+        self._advance_dense(group)
+        if not all(branch.projection for branch in branches):
+            return _Change([]), {}
         projections: list[nn.Module] = [
             attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
         ]
-        gain = _gain(blocks[0], branches[0], self._dense_streams.shape[-1])
-        widths = [_matrix(projection).shape[1] if widest else len(gain) for projection in projections]
-        moments = Moments(sum(widths), len(gain))
+        gain = gain_after(blocks[0], branches[0], self._dense_streams.shape[-1])
+        widths = [matrix_of(projection).shape[1] if widest else len(gain) for projection in projections]
+        moments = Moments(sum(widths), len(gain), self.dense.model.dtype)
         for rows, batch in self._batches(self.pruned):
             entering = self._pruned_streams[rows].to(batch.embedded.device)
-            with _calls(projections) as calls:
+            with calls_of(projections, entering.shape[:-1]) as calls:
                 after = self._run(group, rows, batch)
             written = torch.stack([output for _, output in calls]).sum(dim=0)
-            scale = _scale(after - entering, written, gain)
+            scale = reach(after - entering, written, gain)
             features = torch.cat(
                 [
-                    inputs if widest else inputs @ _matrix(projection).T
+                    inputs if widest else inputs @ matrix_of(projection).T
                     for projection, (inputs, _) in zip(projections, calls, strict=True)
                 ],
                 dim=-1,
             )
             meant = self._dense_streams[rows].to(after.device)
-            lacking = torch.where(gain == 0, 0, (meant - after).double() / gain.double())
-            weights = 1 / meant.double().square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-            self._add(moments, rows, batch, features * scale, lacking, weights)
+            self._add(moments, rows, batch, features * scale, *lacking(after, meant, gain))
         change, left = moments.solve(self.ridges)
         parts = torch.split(change, widths, dim=1)
-        for projection, part in zip(projections, parts, strict=True):
-            weight = _matrix(projection)
-            _replace(projection, weight + (part.to(weight) if widest else part.to(weight) @ weight))
-        self._advance_pruned(group)
+        maps = [
+            (projection, part if widest else part.to(matrix_of(projection)) @ matrix_of(projection))
+            for projection, part in zip(projections, parts, strict=True)
+        ]
         energy = moments.energy * gain.double().cpu().square()
         share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
-        return {str(unit): share for unit in group.dense}
-
-
-def _normed(block: nn.Module, branch: Branch, stream: torch.Tensor) -> torch.Tensor:
-    """What a branch reads of the stream."""
-    for name in branch.norms_before:
-        stream = getattr(block, name)(stream)
-    return stream
-
-
-def _gain(block: nn.Module, branch: Branch, width: int) -> torch.Tensor:
-    """(hidden,) what the norms after a branch multiply each channel with; ones where there are none."""
-    gain = torch.ones(1, 1, width, device=next(block.parameters()).device, dtype=next(block.parameters()).dtype)
-    for name in branch.norms_after:
-        gain = getattr(block, name)(gain)
-    return gain[0, 0]
-
-
-def _scale(added: torch.Tensor, written: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """(sequences, length, 1) the factor between what projections wrote, times the gain, and what the stream got.
-
-    One in most families; a constant where the family scales its branches, and one over the length where a norm comes
-    after. For small changes of the projection it stays the same.
-    """
-    expected = written.float() * gain.float()
-    energy = expected.square().sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return (added.float() * expected).sum(dim=-1, keepdim=True) / energy
-
-
-def _matrix(module: nn.Module) -> torch.Tensor:
-    """(outputs, inputs) of a linear map."""
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def _replace(module: nn.Module, matrix: torch.Tensor) -> None:
-    """Gives a linear map a new matrix, (outputs, inputs); the old tensor, which other models may share, stays."""
-    matrix = matrix.T if isinstance(module, Conv1D) else matrix
-    module.weight = nn.Parameter(matrix.contiguous(), requires_grad=False)
-
-
-@contextmanager
-def _calls(modules: Sequence[nn.Module]) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Collects input and output of each module, in the order of the list."""
-    seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-    handles = [
-        module.register_forward_hook(lambda module, args, output: seen.update({module: (args[0], output)}))
-        for module in modules
-    ]
-    collected: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-        collected.extend(seen[module] for module in modules if module in seen)
-
-
-@contextmanager
-def _readers(core: nn.Module) -> Iterator[list[nn.Module]]:
-    """Collects the linear maps of a branch that are given what the branch itself is given."""
-    given: list[torch.Tensor] = []
-    found: list[nn.Module] = []
-
-    def enter(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        given.append(args[0] if args else kwargs["hidden_states"])
-
-    def call(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if args[0].data_ptr() == given[0].data_ptr() and args[0].shape[-1] == given[0].shape[-1]:
-            found.append(module)
-
-    handles = [core.register_forward_pre_hook(enter, with_kwargs=True)]
-    handles += [m.register_forward_pre_hook(call) for m in core.modules() if isinstance(m, nn.Linear | Conv1D)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+        return _Change(maps), {str(unit): share for unit in group.dense}
 
 
 RECOVERIES.register("refit", Refit, summary="projections solved anew, in closed form (the default)", source="ours")

@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 VLLM_PIP := $(VENV)-vllm/bin/pip --disable-pip-version-check -q
 OUT ?= out/demo
 
-.PHONY: demo test test-fast test-vllm lint bench clean
+.PHONY: demo test test-fast test-vllm lint bench families clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
@@ -61,6 +61,10 @@ $(VENV)-vllm/.installed:
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/static_scores.py
+
+# Proves what holds for every family and writes docs/families.md; a test compares the two.
+families: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python tests/families/family_table.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm out dist

@@ -184,11 +184,18 @@ class TestModel:
         shutil.copy(other / "config.json", folder)
         assert "the model knows 97 tokens; they do not belong together" in prune_error(model=folder)
 
-    def test_unsupported_family_names_the_nearest(self, prune_error, llama, tmp_path):
+    @pytest.mark.parametrize(
+        ("model_type", "reason"),
+        [
+            ("zamba2", "its blocks share attentions"),
+            ("t5", "they have no row, and on examination it failed"),
+            ("openai-gpt", "its blocks normalise the sum of stream and branch"),
+        ],
+    )
+    def test_unsupported_family_says_why(self, prune_error, llama, tmp_path, model_type, reason):
         folder = shutil.copytree(llama, tmp_path / "model")
-        (folder / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode"}))
-        sentence = prune_error(model=folder)
-        assert "models of type 'gpt_bigcode' are not supported; the nearest families that are: gpt_neox" in sentence
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert f"models of type '{model_type}' cannot be pruned: {reason}" in prune_error(model=folder)
 
     def test_family_that_transformers_does_not_know(self, prune_error, llama, tmp_path):
         folder = shutil.copytree(llama, tmp_path / "model")

@@ -173,7 +173,7 @@ def test_results_hold_every_quantity_of_both_models(pruned, family):
     assert read_measurements(result.output / "results.json") == list(result.measurements)
     by_name = {(row["name"], row["model"]): row for row in rows}
     assert {name for name, model in by_name if model == "dense"} == QUANTITIES
-    assert {name for name, model in by_name if model == "pruned"} == QUANTITIES | {"kl_to_dense"}
+    assert {name for name, model in by_name if model == "pruned"} == QUANTITIES | {"kl_to_dense", "loss/difference"}
     model = result.plan.model
     assert {row["source"] for row in rows} == {f"{model.source}, {model.digest}, {model.dtype}"}
     for row in rows:

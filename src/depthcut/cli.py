@@ -5,14 +5,58 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from depthcut.eval_command import evaluate
 from depthcut.export import VerificationError
-from depthcut.types import InputError, Measurement, Plan, Repair, ScoreTable
+from depthcut.options import (
+    BatchSize,
+    BudgetOption,
+    Calibration,
+    CalibrationLength,
+    CalibrationSamples,
+    Compare,
+    Device,
+    Dtype,
+    Evaluation,
+    EvaluationLength,
+    EvaluationSamples,
+    Forms,
+    Generation,
+    IncludePath,
+    Limit,
+    MaxForwards,
+    MaxIncrease,
+    MemoryBudget,
+    Method,
+    Metric,
+    Model,
+    NumFewshot,
+    ObjectiveOption,
+    Output,
+    Overwrite,
+    Protect,
+    PushToHub,
+    Recover,
+    RecoverSamples,
+    RecoverText,
+    Remove,
+    Revision,
+    SearchOption,
+    SearchRecover,
+    Seed,
+    Speed,
+    Swap,
+    Tasks,
+    TrustRemoteCode,
+    UnitOption,
+    comma_separated,
+)
+from depthcut.terminal import print_measurements
+from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
 
 if TYPE_CHECKING:
     from depthcut.pipeline import Preview
@@ -28,49 +72,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")]
-Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the output directory.")]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Method = Annotated[str, typer.Option(help="How units are chosen (see depthcut ls).")]
-Metric = Annotated[str | None, typer.Option(help="Static metric or objective, for --method one-shot.")]
-ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
-SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
-MaxForwards = Annotated[
-    int | None, typer.Option(help="Forward passes over the calibration text that --method shapley may take.")
-]
-Swap = Annotated[bool | None, typer.Option("--swap/--no-swap", help="Refine the found set by exchanges.")]
-UnitOption = Annotated[
-    str | None, typer.Option("--unit", help="block, pair, attn, ffn or sublayer; by default the method's own.")
-]
-MemoryBudget = Annotated[str, typer.Option(help="What a search may keep in memory: 2GiB, 800MiB.")]
-Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
-BudgetOption = Annotated[
-    str | None, typer.Option("--budget", help="What may stay: parameters=0.8, kv=0.7 or latency=0.8.")
-]
-MaxIncrease = Annotated[str | None, typer.Option(help="Remove all that costs at most this: kl=0.1, loss=0.05.")]
-Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
-Calibration = Annotated[str, typer.Option(help="SOURCE of the text that decides.")]
-CalibrationSamples = Annotated[int, typer.Option(help="Sequences of calibration text.")]
-CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
-Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
-EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
-EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
-Forms = Annotated[str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,zeroed.")]
-Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
-Recover = Annotated[
-    str | None,
-    typer.Option(help="Repairs after the removal: refit (after a search the default), lora,rank=8, bias+refit, none."),
-]
-RecoverText = Annotated[str | None, typer.Option(help="SOURCE of the text they are fitted to; the calibration's.")]
-RecoverSamples = Annotated[int | None, typer.Option(help="Its sequences; four times the calibration's.")]
-BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
-Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+app.command("eval")(evaluate)
 
 
 @app.command()
@@ -94,11 +96,17 @@ def prune(
     evaluation: Evaluation = "stdlib",
     evaluation_samples: EvaluationSamples = 16,
     evaluation_length: EvaluationLength = 512,
+    tasks: Tasks = "",
+    num_fewshot: NumFewshot = None,
+    limit: Limit = None,
+    include_path: IncludePath = None,
+    generation: Generation = False,
     compare: Compare = "",
     export: Forms = "",
     recover: Recover = None,
     recover_text: RecoverText = None,
     recover_samples: RecoverSamples = None,
+    search_recover: SearchRecover = False,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
@@ -108,6 +116,7 @@ def prune(
     speed: Speed = True,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
 ) -> None:
@@ -128,18 +137,24 @@ def prune(
         remove=remove,
         budget=budget,
         max_increase=max_increase,
-        protect=_names(protect),
+        protect=comma_separated(protect),
         calibration=calibration,
         calibration_samples=calibration_samples,
         calibration_length=calibration_length,
         evaluation=evaluation,
         evaluation_samples=evaluation_samples,
         evaluation_length=evaluation_length,
-        compare=_names(compare),
-        export=_names(export),
+        tasks=comma_separated(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        include_path=include_path,
+        generation=generation,
+        compare=comma_separated(compare),
+        export=comma_separated(export),
         recover=recover,
         recover_text=recover_text,
         recover_samples=recover_samples,
+        search_recover=search_recover,
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
@@ -149,7 +164,7 @@ def prune(
         speed=speed,
         seed=seed,
     )
-    _run(recipe, output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run)
+    _run(recipe, output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, push_to_hub=push_to_hub)
 
 
 @app.command()
@@ -157,13 +172,21 @@ def run(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Options of prune as YAML.")],
     output_dir: Output,
     overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
 ) -> None:
     """Run prune from a recipe file."""
     from depthcut.recipe import Recipe
 
-    _run(Recipe.from_yaml(recipe_file), output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run)
+    _run(
+        Recipe.from_yaml(recipe_file),
+        output_dir,
+        overwrite=overwrite,
+        resume=resume,
+        dry_run=dry_run,
+        push_to_hub=push_to_hub,
+    )
 
 
 @app.command()
@@ -222,6 +245,7 @@ def apply(
     device: Device = "auto",
     speed: Speed = True,
     overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
 ) -> None:
     """Apply a plan that was found before, or its first steps."""
     if to != "hf":
@@ -229,6 +253,7 @@ def apply(
         return
     from depthcut import pipeline
 
+    _check_push(push_to_hub)
     recipe = _recipe(
         model=model,
         evaluation=evaluation,
@@ -248,6 +273,7 @@ def apply(
         recipe, plan, output_dir, num_steps=steps, overwrite=overwrite, command=_command_line()
     )
     _print_result(result, output_dir)
+    _push(output_dir, push_to_hub)
 
 
 def _apply_to_gguf(
@@ -263,47 +289,8 @@ def _apply_to_gguf(
             option = name.replace("_", "-")
             raise InputError(f"with --to gguf tensors are copied and nothing is measured, so leave --{option} out")
     file, measurements = apply_to_gguf(model, Plan.from_file(plan_file), output, num_steps=steps, overwrite=overwrite)
-    _print_measurements(measurements)
+    print_measurements(measurements)
     print(f"\nkept tensors equal the source's byte for byte\nwritten to {file}")
-
-
-@app.command("eval")
-def evaluate(
-    pruned: Annotated[str, typer.Argument(metavar="DIR", help="A pruned model's directory.")],
-    dense: Annotated[str | None, typer.Option(help="The dense model; by default the one in DIR/plan.json.")] = None,
-    evaluation: Evaluation = "stdlib",
-    evaluation_samples: EvaluationSamples = 16,
-    evaluation_length: EvaluationLength = 512,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    speed: Speed = True,
-    engine: Annotated[
-        str,
-        typer.Option(help="Where speed is measured: transformers, llama.cpp or vllm; in the last two nothing else is."),
-    ] = "transformers",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurements as JSON.")] = None,
-) -> None:
-    """Measure a written model beside its dense one: perplexity, KL to dense, sizes, speed and memory."""
-    from depthcut import pipeline
-    from depthcut.types import write_measurements
-
-    if output is not None and output.exists():
-        raise InputError(f"{output} exists; name another file")
-    recipe = _recipe(
-        model=dense or Plan.from_file(Path(pruned) / "plan.json").model.source,
-        evaluation=evaluation,
-        evaluation_samples=evaluation_samples,
-        evaluation_length=evaluation_length,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        speed=speed,
-    )
-    measurements = pipeline.evaluate(recipe, pruned, engine=engine)
-    _print_measurements(measurements)
-    if output is not None:
-        write_measurements(measurements, output)
 
 
 @app.command()
@@ -317,45 +304,37 @@ def export(
     ] = None,
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
 ) -> None:
     """Write a model in another form or precision, verified in a fresh process."""
     from depthcut import pipeline
 
+    _check_push(push_to_hub)
     note = pipeline.export(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)
     print("\n".join(filter(None, [f"written to {output_dir}", note])))
+    _push(output_dir, push_to_hub)
 
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that prune or apply wrote.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="By default DIR/report.html.")] = None,
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories that prune or apply wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default DIR/report.html; of several runs a name to give.")
+    ] = None,
 ) -> None:
-    """Make the report page again from plan.json, scores.json and results.json."""
-    from depthcut.report import write_report
-    from depthcut.types import read_measurements, read_repairs
+    """Make the report page again from a run's artefacts, or one page of several runs side by side."""
+    from depthcut.report import Run, write_comparison, write_report
 
-    plan = Plan.from_file(directory / "plan.json")
-    repairs = directory / "recovery.json"
-    measurements = read_measurements(directory / "results.json")
-    scores = directory / "scores.json"
-    target = output or directory / "report.html"
-    write_report(
-        target,
-        plan=plan,
-        scores=ScoreTable.from_file(scores) if scores.is_file() else None,
-        measurements=measurements,
-        unit_sizes=plan.unit_sizes,
-        command=shlex.join(["depthcut", *_how_to_make(directory, plan), "-o", "OUT"]),
-        software={"measured with": measurements[0].software} if measurements else {},
-        repairs=read_repairs(repairs) if repairs.is_file() else (),
-    )
+    runs = [Run.from_directory(directory) for directory in directories]
+    if len(runs) == 1:
+        target = output or directories[0] / "report.html"
+        write_report(target, runs[0])
+    elif output is None:
+        raise InputError(f"{len(runs)} runs go on a page of their own; name it with --output")
+    else:
+        target = output
+        write_comparison(target, runs)
     print(f"written to {target}")
-
-
-def _how_to_make(directory: Path, plan: Plan) -> list[str]:
-    """The command that makes what a directory holds: from its recipe, or where a plan was applied from that."""
-    recipe = directory / "recipe.yaml"
-    return ["run", str(recipe)] if recipe.is_file() else ["apply", plan.model.source, str(directory / "plan.json")]
 
 
 @app.command("ls")
@@ -401,7 +380,7 @@ def validate(
 ) -> None:
     """Check a recipe or an artefact without running anything."""
     from depthcut.recipe import Recipe
-    from depthcut.types import read_measurements, read_repairs
+    from depthcut.types import read_generation, read_measurements, read_repairs
 
     if file.suffix in (".yaml", ".yml"):
         Recipe.from_yaml(file).check()
@@ -411,6 +390,8 @@ def validate(
         read_measurements(file)
     elif file.name == "recovery.json":
         read_repairs(file)
+    elif file.name == "generation.json":
+        read_generation(file)
     else:
         Plan.from_file(file)
     print(f"{file} is valid")
@@ -418,7 +399,7 @@ def validate(
 
 @app.command()
 def schema(
-    name: Annotated[str, typer.Argument(help="recipe, plan, scores, results or recovery.")] = "recipe",
+    name: Annotated[str, typer.Argument(help="recipe, plan, scores, results, recovery or generation.")] = "recipe",
 ) -> None:
     """Print the JSON schema of a recipe or an artefact."""
     import json
@@ -426,11 +407,12 @@ def schema(
     from depthcut.recipe import Recipe
     from depthcut.registry import unknown_name
 
-    records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, "results": Measurement, "recovery": Repair}
+    lists = {"results": Measurement, "recovery": Repair, "generation": GenerationSample}
+    records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, **lists}
     if name not in records:
         raise InputError(unknown_name("schema", name, list(records)))
     found: dict[str, Any] = records[name].model_json_schema()  # type: ignore[attr-defined]
-    print(json.dumps({"type": "array", "items": found} if name in ("results", "recovery") else found, indent=2))
+    print(json.dumps({"type": "array", "items": found} if name in lists else found, indent=2))
 
 
 def _recipe(**options: object) -> Recipe:
@@ -439,13 +421,12 @@ def _recipe(**options: object) -> Recipe:
     return Recipe.build(**options)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _run(recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run: bool) -> None:
+def _run(
+    recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run: bool, push_to_hub: str | None
+) -> None:
     from depthcut import pipeline
 
+    _check_push(push_to_hub)
     if dry_run:
         from depthcut.workspace import check_output
 
@@ -459,8 +440,28 @@ def _run(recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run
             print(f"{form} written to {output / form}, verified")
     for form, reason in result.not_written:
         print(f"depthcut: {form} was not written: {reason}", file=sys.stderr)
+    _push(output, push_to_hub)
     if result.not_written:
         raise typer.Exit(1)
+
+
+def _check_push(repository: str | None) -> None:
+    if repository is not None:
+        from depthcut.export.hub import check_push
+
+        check_push(repository)
+
+
+def _push(folder: Path, repository: str | None) -> None:
+    if repository is None:
+        return
+    from depthcut.export.hub import PushError, push
+
+    try:
+        print(f"pushed to {push(folder, repository)}")
+    except PushError as error:
+        print(f"depthcut: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def _command_line() -> str:
@@ -504,7 +505,7 @@ def _short(plan: Plan) -> list[str]:
 def _print_result(result: Any, output: Path) -> None:
     plan: Plan = result.plan
     print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(_short(plan)) or 'nothing'}\n")
-    _print_measurements(result.measurements)
+    print_measurements(result.measurements)
     for repair in result.repairs:
         outcome = "" if repair.kept else "; it did not help and was undone"
         print(
@@ -512,26 +513,6 @@ def _print_result(result: Any, output: Path) -> None:
         )
     print("\nreloaded in a fresh process: logits equal bit for bit, greedy tokens equal with and without cache")
     print(f"model and report.html written to {output}")
-
-
-def _print_measurements(measurements: Sequence[Measurement]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from depthcut.report import before_after, columns
-
-    rows = before_after(measurements)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in columns(measurements):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(row.label, *row.texts)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    texts = {row.name: row.data for row in rows if row.data}
-    for name in ("perplexity", "prompt_tokens_per_second"):
-        if name in texts:
-            print(f"{name.split('_')[0]}: {texts[name]}")
 
 
 def _print_scores(table: ScoreTable) -> None:

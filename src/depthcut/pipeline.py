@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.evaluation.compare import compare, software
-from depthcut.evaluation.engines import compare_engine_speed
-from depthcut.evaluation.speed import ROUNDS
+from depthcut.evaluation.harness import model_digest
 from depthcut.export import EXPORTS, Export
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.model.load import ModelSource, resolve
@@ -22,18 +22,20 @@ from depthcut.planning import find_plan, find_rivals, make_plan, score_units
 from depthcut.progress import progress
 from depthcut.recipe import Recipe
 from depthcut.recovery import Damage, recover
-from depthcut.report import write_model_card, write_report
+from depthcut.report import Run, license_of, renew_model_card, write_model_card, write_report
 from depthcut.search.problem import Problem
 from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
 from depthcut.types import (
     Cost,
+    GenerationSample,
     InputError,
     Measurement,
     Plan,
     Repair,
     ScoreTable,
     Unit,
+    write_generation,
     write_measurements,
     write_repairs,
 )
@@ -44,7 +46,16 @@ JUDGING_SHARE = 16
 
 CHECKPOINTS = "checkpoints"
 
-ARTEFACTS = ("plan.json", "scores.json", "recovery.json", "results.json", "recipe.yaml", "report.html", "README.md")
+ARTEFACTS = (
+    "plan.json",
+    "scores.json",
+    "recovery.json",
+    "results.json",
+    "generation.json",
+    "recipe.yaml",
+    "report.html",
+    "README.md",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Result:
         scores: None where a given plan was applied.
         model: the pruned model in memory, in eval mode; it shares tensors with no other model that is still in use.
         output: where it was written, None where nothing was.
+        generation: what both models wrote after the prompts of the generation probe.
         not_written: forms that were asked for and cannot hold what was found, each with the reason.
     """
 
@@ -64,6 +76,7 @@ class Result:
     repairs: tuple[Repair, ...]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    generation: tuple[GenerationSample, ...] = ()
     output: Path | None = None
     not_written: tuple[tuple[str, str], ...] = ()
 
@@ -182,43 +195,6 @@ def apply_plan(
     return replace(result, output=output)
 
 
-def evaluate(recipe: Recipe, pruned: str, *, engine: str = "transformers") -> list[Measurement]:
-    """Measures a written model beside its dense one: on the recipe's evaluation text, and its speed in an engine.
-
-    Args:
-        engine: one of `ENGINES`. Only transformers reads every form, so in another one speed alone is measured.
-
-    Raises:
-        InputError: the models do not belong together, or the engine is missing or cannot read them.
-    """
-    if engine != "transformers":
-        return _engine_speed(recipe, pruned, engine)
-    source = find_model(recipe)
-    pruned_source = resolve(pruned, dtype=source.provenance.dtype, trust_remote_code=recipe.trust_remote_code)
-    sizes = [config.get_text_config().vocab_size for config in (source.config, pruned_source.config)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"{pruned} was not made from {recipe.model}: it knows {sizes[1]} tokens, not {sizes[0]}; name its dense "
-            "model with --dense"
-        )
-    session = Session.prepare(recipe, source, calibrate=False, repair=False).load()
-    assert session.stream is not None and session.evaluation is not None
-    pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
-    measurements = compare(session.stream, {"pruned": pruned_stream}, session.evaluation, speed=False)
-    if recipe.speed:
-        known = {measurement.name for measurement in measurements}
-        measurements += [found for found in _engine_speed(recipe, pruned, engine) if found.name not in known]
-    return _about(source, measurements)
-
-
-def _engine_speed(recipe: Recipe, pruned: str, engine: str) -> list[Measurement]:
-    """Speed and memory in an engine, every model in a fresh process."""
-    with progress(f"timing in {engine}", ROUNDS + 1) as advance:
-        return compare_engine_speed(
-            engine, {"dense": recipe.model, "pruned": pruned}, dtype=recipe.dtype, advance=advance
-        )
-
-
 def export(
     directory: str,
     form: str,
@@ -256,6 +232,10 @@ def export(
         for name in ARTEFACTS:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, folder / name)
+        if all((folder / name).is_file() for name in ("plan.json", "results.json", "README.md")):
+            run = Run.from_directory(source.folder)
+            command = f"{run.command}\n{shlex.join(['depthcut', 'export', 'OUT', '--to', form, '-o', output.name])}"
+            renew_model_card(folder / "README.md", replace(run, command=command))
     return exporter.note
 
 
@@ -300,15 +280,36 @@ def _carry_out(
     measurements = compare(stream, others, evaluation, speed=session.recipe.speed)
     result = Result(plan, scores, tuple(_about(source, measurements)), repairs, pruned, session.tokenizer)
     if folder is None:
-        return result
+        return _ask(session, result, None)
     pruned.config.depthcut = _origin(source, plan.removed)
     write_directory(pruned, session.tokenizer, folder)
     probe_ids = evaluation.input_ids[:1, :PROBE_TOKENS]
     verify_directory(folder, pruned, probe_ids)
+    result = _ask(session, result, folder)
     result = replace(result, not_written=_write_forms(session, pruned, folder, probe_ids))
     result = replace(result, measurements=(*result.measurements, *_bytes_on_disk(source, folder)))
     _write_artefacts(session, result, folder, command)
     return result
+
+
+def _ask(session: Session, result: Result, folder: Path | None) -> Result:
+    """The result with the tasks and texts that both models were asked for.
+
+    Args:
+        folder: where the pruned model is written, by whose files a task's results are known again.
+    """
+    questions, source, stream = session.questions, session.source, session.stream
+    assert stream is not None
+    if questions.suite is None and not questions.generation:
+        return result
+    written = None if folder is None else resolve(str(folder), dtype=source.provenance.dtype)
+    dense = questions.ask("dense", stream.model, session.tokenizer, model_digest(source))
+    digest = None if written is None else model_digest(written)
+    pruned = questions.ask("pruned", result.model, session.tokenizer, digest)
+    measurements = _about(source, questions.compare(dense, pruned, stream.model))
+    return replace(
+        result, measurements=(*result.measurements, *measurements), generation=questions.samples(dense, pruned)
+    )
 
 
 def _write_forms(
@@ -395,25 +396,25 @@ def _write_artefacts(session: Session, result: Result, folder: Path, command: st
     write_measurements(list(result.measurements), folder / "results.json")
     if result.repairs:
         write_repairs(list(result.repairs), folder / "recovery.json")
-    write_report(
-        folder / "report.html",
+    if result.generation:
+        write_generation(list(result.generation), folder / "generation.json")
+    recipe = folder / "recipe.yaml"
+    run = Run(
         plan=result.plan,
         scores=result.scores,
         measurements=result.measurements,
-        unit_sizes=result.plan.unit_sizes,
         command=command,
         software=software(),
         repairs=result.repairs,
+        generation=result.generation,
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
     )
+    write_report(folder / "report.html", run)
     write_model_card(
         folder / "README.md",
-        plan=result.plan,
-        measurements=result.measurements,
-        command=command,
-        software=software(),
-        repairs=result.repairs,
+        run,
         base_model=session.source.base_model,
-        license=session.source.license,
+        license=session.source.license or license_of(session.source.folder),
     )
 
 

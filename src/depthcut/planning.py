@@ -17,6 +17,7 @@ from depthcut.model.latency import measure_latency
 from depthcut.model.load import ModelSource
 from depthcut.progress import progress
 from depthcut.recipe import Recipe
+from depthcut.recovery.in_search import RepairedAblation
 from depthcut.search.problem import SEARCHES, Budget, Problem
 from depthcut.session import Session
 from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
@@ -114,14 +115,17 @@ def _ablation(session: Session, text: Samples, objective: str, journal: Path | N
     recipe, stream = session.recipe, session.stream
     assert stream is not None
     batch_size = max(1, min(recipe.batch_size, len(text.input_ids) // 8))
+    repaired = {"search_recover": True} if recipe.search_recover else {}
     settings = {
         "model": session.source.provenance.digest,
         "dtype": session.source.provenance.dtype,
         "calibration": text.description.digest,
         "objective": objective,
         "batch_size": batch_size,
+        **repaired,
     }
-    return Ablation(
+    evaluates = RepairedAblation if recipe.search_recover else Ablation
+    return evaluates(
         stream,
         text,
         objective,

@@ -11,6 +11,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from depthcut.calibration import check_questions, check_source, parse_source
+from depthcut.evaluation.harness import check_cache, default_cache
+from depthcut.evaluation.questions import Questions
+from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_limit
 from depthcut.export import EXPORTS
 from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.recovery import Recovery, parse_recovery
@@ -39,6 +42,12 @@ class Recipe(Record):
         recover_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
         recover_samples: its sequences, of the calibration's length; four times the calibration's where left out. One in
             sixteen judges the repair.
+        tasks: tasks of lm-evaluation-harness that both models are asked, by its names.
+        num_fewshot: examples before each question; the task's own number where left out.
+        limit: documents asked of each task, a count (`40`) or a share (`0.1`).
+        include_path: folder of tasks of one's own as YAML; Python functions that they name run.
+        generation: whether both models write after the prompts of the generation probe.
+        search_recover: whether a search judges what it tries after a cheap repair of it.
         compare: methods whose choice at equal parameters is measured beside the pruned model, and not written.
         export: further forms to write, each into a folder of its name beside the Hugging Face model.
         memory_budget: what a search may keep of streams and dense probabilities, `2GiB` or `800MiB`.
@@ -66,11 +75,17 @@ class Recipe(Record):
     evaluation: str = "stdlib"
     evaluation_samples: int = Field(16, ge=1)
     evaluation_length: int = Field(512, ge=2)
+    tasks: tuple[str, ...] = ()
+    num_fewshot: int | None = Field(None, ge=0)
+    limit: str | None = None
+    include_path: str | None = None
+    generation: bool = False
     compare: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
     recover: str | None = None
     recover_text: str | None = None
-    recover_samples: int | None = Field(None, ge=3)
+    recover_samples: int | None = Field(None, ge=4)
+    search_recover: bool = False
     batch_size: int = Field(4, ge=1)
     memory_budget: str = "1GiB"
     speed: bool = True
@@ -81,6 +96,12 @@ class Recipe(Record):
     def _count_as_text(cls, value: object) -> object:
         """A YAML file may give the count as a number."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _limit_as_text(cls, value: object) -> object:
+        """A YAML file may give a count or a share as a number."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("protect", mode="before")
     @classmethod
@@ -181,6 +202,20 @@ class Recipe(Record):
             raise InputError(f"memory budget {self.memory_budget!r} is no amount; write 2GiB or 800MiB")
         return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
 
+    def load_questions(self) -> Questions:
+        """What both models are asked beside texts, the tasks' prompts built.
+
+        Raises:
+            InputError: a task is unknown or cannot be read, or its results cannot be kept.
+        """
+        suite: Suite | None = None
+        if self.tasks:
+            check_cache(default_cache())
+            suite = load_suite(
+                self.tasks, num_fewshot=self.num_fewshot, limit=self.limit, include_path=self.include_path
+            )
+        return Questions(suite, self.generation, seed=self.seed)
+
     def check(self) -> None:
         """All checks that need neither model nor tokenizer.
 
@@ -190,6 +225,11 @@ class Recipe(Record):
         search = self.build_search()
         assert self.parsed_budget
         assert self.memory_bytes
+        if self.search_recover and search.needs != "objective":
+            raise InputError(
+                f"method {self.method!r} does not look at the output, so it cannot judge it after a repair; leave "
+                "--search-recover out, or choose --method greedy"
+            )
         for name, recovery in self.recoveries:
             if recovery.num_sequences > PASSES_AT_MOST * self.num_recovery_samples:
                 raise InputError(
@@ -199,6 +239,11 @@ class Recipe(Record):
                 )
         if self.recoveries:
             check_source(parse_source(self.recovery_text), "calibration")
+        if self.tasks:
+            check_harness()
+            parse_limit(self.limit)
+        elif (self.num_fewshot, self.limit, self.include_path) != (None, None, None):
+            raise InputError("num-fewshot, limit and include-path are about tasks; name some with --eval")
         for form in self.export:
             if form == "hf":
                 raise InputError("the Hugging Face directory is always written; leave hf out of --export")

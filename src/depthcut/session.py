@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -18,12 +18,14 @@ from depthcut.calibration import (
     sample_self,
     sample_text,
 )
+from depthcut.evaluation.questions import Questions
 from depthcut.model.load import ModelSource, check_device, resolve
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import sizes_from_config
 from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.recipe import Recipe
 from depthcut.recovery import check_recoveries
+from depthcut.recovery.in_search import check_search_recover
 from depthcut.search.problem import Problem
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
@@ -49,7 +51,7 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
         raise InputError("max-increase measures on held-out calibration text, so give at least 2 calibration samples")
     units = source.architecture.units(source.provenance.num_blocks)
     preferred = recipe.build_search().preferred_unit
-    if preferred == "pair" and source.architecture.parallel:
+    if preferred == "pair" and not source.architecture.pairs:
         preferred = "block"
     problem = Problem(
         architecture=source.architecture,
@@ -63,6 +65,8 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     problem.check()
     recipe.build_search().check(problem)
     check_removal(source.config, source.architecture, units[:1])
+    if recipe.search_recover:
+        check_search_recover(source.architecture, source.config)
     return problem
 
 
@@ -89,6 +93,7 @@ class Session:
         calibration: None while the model itself has yet to sample it.
         recovery: what repairs are fitted to; None where there are none, and while the model has yet to sample it.
         evaluation: None where nothing is measured.
+        questions: what both models are asked beside it.
         repairs: whether the pruned model will be repaired.
         stream: the engine on the loaded model, None before `load`.
     """
@@ -100,6 +105,7 @@ class Session:
     recovery: Samples | None
     evaluation: Samples | None
     repairs: bool = False
+    questions: Questions = field(default_factory=Questions)
     stream: DecoderStream | None = None
 
     @classmethod
@@ -172,7 +178,8 @@ class Session:
                     f"the tokenizer of {source.provenance.source} writes token {int(samples.input_ids.max())}, and the "
                     f"model knows {source.config.get_text_config().vocab_size} tokens; they do not belong together"
                 )
-        return cls(recipe, source, tokenizer, calibration, recovery, evaluation, repair)
+        questions = recipe.load_questions() if evaluate else Questions()
+        return cls(recipe, source, tokenizer, calibration, recovery, evaluation, repair, questions)
 
     def load(self) -> Self:
         """The same with the model in memory and proven to be runnable from the middle.

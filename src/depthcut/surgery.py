@@ -2,8 +2,8 @@
 
 The kept sublayers are paired again, each attention with the feed-forward part after it, so that a removal of any
 adjacent pairs (A·F or F·A) leaves an ordinary dense checkpoint with fewer blocks; any other is marked as one that
-lacks sublayers. Per-layer configuration goes with
-the sublayer that reads it: attention entries come from the attention's block, feed-forward entries from the other's.
+lacks sublayers. Configuration that says something block by block goes with the sublayer that reads it: attention
+entries come from the attention's block, feed-forward entries from the other's.
 
 The pruned model is a new one that shares the kept tensors with the dense model: both can be used side by side, and
 whoever changes weights of one must replace tensors, not write into them.
@@ -18,38 +18,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.architectures import Architecture, Branch
 from depthcut.model.bypass import Emulation, remove_branch
-from depthcut.model.packing import PackedBlock, check_units, pack
+from depthcut.model.layer_config import check_layer_config, cut_config
+from depthcut.model.packing import check_units, pack
 from depthcut.model.quantisation import tensors
 from depthcut.model.sublayers import is_marked, mark
 from depthcut.types import InputError, Unit
-
-FFN_LISTS = frozenset(
-    {"moe_layers", "mlp_layer_types", "intermediate_size", "activation_sparsity_pattern", "feed_forward_length"}
-)
-"""Per-layer configuration that the feed-forward part reads; every other list belongs to the attention."""
-
-NOT_PER_LAYER = frozenset(
-    {"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens"}
-)
-"""Lists of a configuration whose length can equal the number of blocks only by chance."""
-
-INDEX_SCALARS = frozenset(
-    {
-        "mlp_only_layers",
-        "decoder_sparse_step",
-        "first_k_dense_replace",
-        "interleave_moe_layer_step",
-        "num_kv_shared_layers",
-        "num_nextn_predict_layers",
-        "attn_layer_period",
-        "attn_layer_offset",
-        "expert_layer_period",
-        "expert_layer_offset",
-    }
-)
-"""Configuration that names blocks by index or period without a list: its meaning changes when blocks leave."""
 
 
 def check_removal(config: PreTrainedConfig, architecture: Architecture, removed: Collection[Unit]) -> None:
@@ -64,12 +39,23 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
             "this model's blocks already lack sublayers; begin from the dense model and remove more of it at once"
         )
     check_units(architecture, config.num_hidden_layers, removed)
-    named = sorted(name for name in INDEX_SCALARS if getattr(config, name, None))
-    if removed and named:
-        raise InputError(
-            f"the configuration names blocks by index or period ({', '.join(named)}), which removing blocks would "
-            "silently shift; such models are not supported yet"
-        )
+    units = architecture.units(config.num_hidden_layers)
+    packed = pack(units, removed, architecture)
+    if removed:
+        check_layer_config(config, packed)
+    if "mixer" in architecture.branches:
+        _require_every_mixer(config, {unit.layer for unit in units if unit.kind == "mixer" and unit not in removed})
+
+
+def _require_every_mixer(config: PreTrainedConfig, kept: Collection[int]) -> None:
+    """Raises InputError where a hybrid would lose the last of its attentions or of its other mixers."""
+    kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
+    for kind in sorted(set(kinds) - {"mlp", "moe"}):
+        if not any(kinds[layer] == kind for layer in kept):
+            raise InputError(
+                f"no mixer of the kind {kind} would remain, and the cache of a model that mixes kinds needs one of "
+                "each; remove fewer"
+            )
 
 
 def apply(
@@ -97,8 +83,8 @@ def apply(
     packed = pack(units, set(removed) - set(emulations), architecture)
     pruned = twin(model)
     blocks = architecture.block_list(pruned)
-    modules = {
-        (layer, kind): {name: getattr(block, name) for name in branch.modules}
+    attributes = {
+        (layer, kind): _attributes(block, branch.of(block))
         for layer, block in enumerate(blocks)
         for kind, branch in architecture.branches.items()
     }
@@ -116,8 +102,8 @@ def apply(
                 if emulation is not None:
                     ranks[str(missing[-1])] = len(emulation.down)
                 continue
-            for name, module in modules[source, kind].items():
-                setattr(block, name, module)
+            for name, value in attributes[source, kind].items():
+                setattr(block, name, value)
         _renumber(block, index)
         kept.append(block)
     del blocks[:]
@@ -125,7 +111,7 @@ def apply(
     if missing:
         mark(pruned, missing, ranks)
     if removed:
-        _cut_config(pruned.config, packed, len(units) // len(architecture.branches))
+        cut_config(pruned.config, packed, len(units) // len(architecture.branches))
     return pruned
 
 
@@ -134,26 +120,13 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors(model)})
 
 
+def _attributes(block: nn.Module, branch: Branch) -> dict[str, Any]:
+    """What of a block goes with one of its branches, by name."""
+    return {name: getattr(block, name) for name in (*branch.modules, *branch.settings)}
+
+
 def _renumber(block: nn.Module, index: int) -> None:
     """Gives every module of a block its new index: the slot of its KV cache."""
     for module in block.modules():
-        if "layer_idx" in module.__dict__:
-            module.layer_idx = index  # type: ignore[assignment]
-
-
-def _cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_blocks: int) -> None:
-    """Makes the block count and every per-layer list of a configuration those of the pruned model."""
-    config.num_hidden_layers = len(packed)
-    for name, value in list(config.to_dict().items()):
-        if isinstance(value, list) and len(value) == num_blocks and name not in NOT_PER_LAYER:
-            kind = "ffn" if name in FFN_LISTS else "attn"
-            setattr(config, name, _entries(value, packed, kind))
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types and getattr(config, "use_sliding_window", False) and hasattr(config, "max_window_layers"):
-        # Says from which block on attention slides; readers without layer_types still go by it.
-        full = [kind == "full_attention" for kind in layer_types]
-        config.max_window_layers = full.index(False) if False in full else len(full)
-
-
-def _entries(values: list[Any], packed: Sequence[PackedBlock], kind: str) -> list[Any]:
-    return [values[block.source(kind)] for block in packed]
+        for name in {"layer_idx", "layer_id"} & module.__dict__.keys():
+            setattr(module, name, index)

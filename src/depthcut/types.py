@@ -7,6 +7,7 @@ This module imports nothing of ours.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -39,17 +40,21 @@ class InputError(ValueError):
     """
 
 
-@dataclass(frozen=True, order=True)
+@functools.total_ordering
+@dataclass(frozen=True)
 class Unit:
     """One sublayer of the decoder, the smallest thing that can be removed; sorts in order of execution.
 
     Attributes:
         layer: 0-based block index in the dense model.
-        kind: `attn`, `ffn`, or `mixer` (the state-space or recurrent part of a block without attention).
+        kind: `attn`, `ffn`, or `mixer`: what mixes tokens in a family whose blocks do not all do it by attention.
     """
 
     layer: int
     kind: UnitKind
+
+    def __lt__(self, other: Unit) -> bool:
+        return (self.layer, self.kind == "ffn") < (other.layer, other.kind == "ffn")
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.kind}"
@@ -339,6 +344,19 @@ class Measurement(Record):
     device: str = ""
 
 
+class GenerationSample(Record):
+    """What the dense and the pruned model write after one prompt: one of the list in `generation.json`.
+
+    Attributes:
+        setting: how tokens were chosen, for people: `greedy`, `temperature 0.8, seed 0`.
+    """
+
+    prompt: str
+    dense: str
+    pruned: str
+    setting: str = ""
+
+
 def write_measurements(measurements: list[Measurement], path: Path) -> None:
     """Writes `results.json`: a JSON list of measurements."""
     _write_list(measurements, path)
@@ -357,6 +375,16 @@ def write_repairs(repairs: list[Repair], path: Path) -> None:
 def read_repairs(path: Path) -> list[Repair]:
     """Reads `recovery.json`. Raises InputError when the file is missing or holds something else."""
     return _read_list(TypeAdapter(list[Repair]), path, "repairs")
+
+
+def write_generation(samples: list[GenerationSample], path: Path) -> None:
+    """Writes `generation.json`: a JSON list of samples."""
+    _write_list(samples, path)
+
+
+def read_generation(path: Path) -> list[GenerationSample]:
+    """Reads `generation.json`. Raises InputError when the file is missing or holds something else."""
+    return _read_list(TypeAdapter(list[GenerationSample]), path, "generation samples")
 
 
 def _write_list(records: Sequence[Record], path: Path) -> None:

@@ -56,6 +56,10 @@ def test_plan_and_card_come_along(llama, tmp_path, command):
     assert code == 0, printed.err
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"model.F32.gguf", "plan.json", "results.json", "README.md", "report.html"} <= written
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`llama-server -m path/to/this/directory/*.gguf`" in card
+    assert "from_pretrained" not in card
+    assert "depthcut export OUT --to gguf -o out" in card
     file = read_file(tmp_path / "out" / "model.F32.gguf")
     assert file.get("llama.block_count") == tiny.NUM_BLOCKS - 1
     assert file.get("general.name") == "llama"

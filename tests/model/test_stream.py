@@ -16,9 +16,10 @@ def engine(family, **changes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", tiny.ALL)
-def test_resumed_at_every_unit_equals_the_full_forward(family):
-    stream = engine(family)
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_resumed_at_every_unit_equals_the_full_forward(case):
+    family, changes = tiny.CASES[case]
+    stream = engine(family, **changes)
     ids = tiny.samples().input_ids
     batch = stream.prepare(ids)
     entering = {}
@@ -27,18 +28,37 @@ def test_resumed_at_every_unit_equals_the_full_forward(family):
     resumed = torch.cat([piece for _, piece in stream.logits(batch, final)], dim=1)
     assert torch.equal(resumed, full)
     for position, unit in enumerate(stream.units):
-        if stream.architecture.parallel and unit.kind != "attn":
+        if stream.architecture.parallel and unit.kind == "ffn":
             continue
         assert torch.equal(stream.run(batch, start=position, stream=entering[unit]), final), unit
     probe(stream, ids[:1])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", tiny.ALL)
-def test_running_without_units_equals_bypassing_them(family):
-    stream = engine(family)
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_what_units_add_makes_up_the_block(case):
+    family, changes = tiny.CASES[case]
+    stream = engine(family, **changes)
+    seen = {}
+    stream.run(
+        stream.prepare(tiny.samples().input_ids), visit=lambda unit, before, after: seen.update({unit: (before, after)})
+    )
+    for layer in range(len(stream.blocks)):
+        entering, leaving = seen[layer]
+        kinds = list(stream.architecture.branches)
+        added = sum(after - before for before, after in (seen[Unit(layer, kind)] for kind in kinds))
+        torch.testing.assert_close(entering + added, leaving, atol=1e-4, rtol=1e-4)
+        assert seen[Unit(layer, kinds[0])][0] is entering
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_running_without_units_equals_bypassing_them(case):
+    family, changes = tiny.CASES[case]
+    stream = engine(family, **changes)
     ids = tiny.samples().input_ids
-    removed = {Unit(0, "attn"), Unit(2, "ffn"), Unit(3, "attn"), Unit(3, "ffn")}
+    first, last = stream.units[0].kind, stream.units[-1].kind
+    removed = {Unit(0, first), Unit(2, last), Unit(3, first), Unit(3, last)}
     batch = stream.prepare(ids)
     ours = torch.cat([p for _, p in stream.logits(batch, stream.run(batch, removed))], dim=1)
     dense = stream.model(input_ids=ids, use_cache=False).logits

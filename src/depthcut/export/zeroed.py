@@ -20,10 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from depthcut.export import EXPORTS, VerificationError
 from depthcut.export.hf import verify_directory, write_directory
-from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.architectures import PRUNED_PREFIX, Architecture, find_architecture
 from depthcut.model.quantisation import require_unquantised
 from depthcut.model.sublayers import MANIFEST, is_marked, require_no_emulations
-from depthcut.types import Unit
+from depthcut.types import InputError, Unit
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Zeroed:
     def check(self, config: PreTrainedConfig) -> None:
         require_no_emulations(config, "zeroed")
         require_unquantised(config, "zeroed")
+        if is_marked(config) and not getattr(config, "do_layer_norm_before", True):
+            raise InputError(
+                "the form zeroed cannot hold this model: its norms come after the addition, so a sublayer of zeros "
+                "still changes the stream; use the form hf"
+            )
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         write_directory(filled(model), tokenizer, folder)
@@ -69,20 +74,32 @@ def filled(model: PreTrainedModel) -> PreTrainedModel:
         config.__dict__.pop(name, None)
     config.__class__ = stock
     whole.__class__ = MODEL_FOR_CAUSAL_LM_MAPPING[stock]
-    with torch.device("meta"):
-        template = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     architecture = find_architecture(config)
-    templates, blocks = (architecture.block_list(one) for one in (template, whole))
+    templates, blocks = _stock_blocks(config, architecture, absent, model.dtype), architecture.block_list(whole)
     for unit in absent:
-        for name in architecture.branches[unit.kind].modules:
+        branch = architecture.branches[unit.kind].of(templates[unit.layer])
+        for name in branch.modules:
             setattr(blocks[unit.layer], name, _zeros(getattr(templates[unit.layer], name), model.device))
+        for name in branch.settings:
+            setattr(blocks[unit.layer], name, getattr(templates[unit.layer], name))
     return whole.eval()
 
 
+def _stock_blocks(
+    config: PreTrainedConfig, architecture: Architecture, absent: list[Unit], dtype: torch.dtype
+) -> nn.ModuleList:
+    """Blocks of a stock model; without storage, unless what is absent has buffers, which get values by being built."""
+    with torch.device("meta"):
+        blocks = architecture.block_list(AutoModelForCausalLM.from_config(config, dtype=dtype))
+    branches = [(blocks[unit.layer], architecture.branches[unit.kind].of(blocks[unit.layer])) for unit in absent]
+    if any(list(getattr(block, name).buffers()) for block, branch in branches for name in branch.modules):
+        return architecture.block_list(AutoModelForCausalLM.from_config(config, dtype=dtype))
+    return blocks
+
+
 def _zeros(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module of the meta device with storage and zero parameters."""
-    assert not list(module.buffers()), "a buffer of the meta device has lost its values"
-    module = module.to_empty(device=device)
+    """A module on a device with zero parameters."""
+    module = module.to(device) if list(module.buffers()) else module.to_empty(device=device)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()

@@ -1,15 +1,17 @@
 """What a family of decoders looks like: where its blocks are and which modules make up each residual branch.
 
 Everything else in depthcut works on this description, so a new family is one row in `FAMILIES`. A row is only
-data; that it is true for a loaded model is proven by the probe in `stream.py` before anything relies on it.
+data; that it is true for a loaded model is proven by the probe in `stream.py` before anything relies on it. Types
+without a row are examined by `probe.py`; those that are known not to fit stand in `REFUSED`, with the reason.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from depthcut.types import InputError, Unit, UnitKind
 
@@ -23,21 +25,60 @@ class Branch:
     """One residual branch of a block, as attribute names of the block.
 
     Attributes:
-        core: the attention or feed-forward module itself.
-        projection: dotted path, from the block, of the linear map that writes to the residual stream.
+        core: the attention, mixer or feed-forward module itself.
+        projection: dotted path, from the block, of the linear map that writes to the residual stream; empty, or
+            missing in a block, where no single one does (a mixture of experts).
         norms_before: norms between the stream and the core, in order.
         norms_after: norms between the core and the addition to the stream, in order.
+        shared_norms: norms before the core that stay when the branch goes: the other branch reads them too.
+        leading: pieces of the core that stand in the block by themselves and run before it.
+        beside: modules that read what the core reads and are added to what it gives.
+        num_outputs: values that the core returns, the stream first.
+        adds_residual: whether the core is given the stream as its second argument and returns the sum.
+        settings: plain attributes of the block that belong to the branch, and their values where it is gone.
+        alternative: the branch in blocks of another kind.
     """
 
     core: str
-    projection: str
+    projection: str = ""
     norms_before: tuple[str, ...] = ()
     norms_after: tuple[str, ...] = ()
+    shared_norms: tuple[str, ...] = ()
+    leading: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    num_outputs: int = 1
+    adds_residual: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    alternative: Branch | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
         """All modules that belong to the branch alone, in order of execution."""
-        return (*self.norms_before, self.core, *self.norms_after)
+        return (*self.norms_before, *self.leading, self.core, *self.beside, *self.norms_after)
+
+    def of(self, block: nn.Module) -> Branch:
+        """The branch as a block has it: of its kind, and without modules that it lacks."""
+
+        def has(path: str) -> bool:
+            found: Any = block
+            for name in path.split("."):
+                found = getattr(found, name, None)
+            return found is not None
+
+        chain = [self]
+        while chain[-1].alternative is not None:
+            chain.append(chain[-1].alternative)
+        present = [branch for branch in chain if has(branch.core)] or [self]
+        found = next((branch for branch in present if branch.projection and has(branch.projection)), present[0])
+        beside = tuple(filter(has, found.beside))
+        return replace(
+            found,
+            projection=found.projection if has(found.projection) and not beside else "",
+            norms_before=tuple(filter(has, found.norms_before)),
+            norms_after=tuple(filter(has, found.norms_after)),
+            beside=beside,
+            alternative=None,
+        )
 
 
 @dataclass(frozen=True)
@@ -45,15 +86,23 @@ class Architecture:
     """One family.
 
     Attributes:
-        branches: the residual branches of a block in order of execution, by kind of unit.
+        branches: the residual branches of a block in order of execution, by kind of unit. What mixes tokens is `attn`
+            where it is attention in every block, else `mixer`.
         blocks: dotted path of the list of blocks, from the causal LM.
         parallel: whether both branches read the same stream; then sublayers of neighbouring blocks cannot be
             paired anew.
+        block_outputs: values that a block returns, the stream first.
     """
 
     branches: dict[UnitKind, Branch]
     blocks: str = "model.layers"
     parallel: bool = False
+    block_outputs: int = 1
+
+    @property
+    def pairs(self) -> bool:
+        """Whether branches of neighbouring blocks can be paired anew into whole blocks."""
+        return len(self.branches) > 1 and not self.parallel
 
     def block_list(self, model: PreTrainedModel) -> nn.ModuleList:
         """The model's list of blocks."""
@@ -67,7 +116,7 @@ class Architecture:
 PRUNED_PREFIX = "depthcut_"
 """Begins the model type of checkpoints whose blocks lack sublayers."""
 
-ATTENTION = Branch("self_attn", "self_attn.o_proj", ("input_layernorm",))
+ATTENTION = Branch("self_attn", "self_attn.o_proj", ("input_layernorm",), num_outputs=2)
 FFN = Branch("mlp", "mlp.down_proj", ("post_attention_layernorm",))
 PRE_NORM = Architecture({"attn": ATTENTION, "ffn": FFN})
 SANDWICH_NORM = Architecture(
@@ -83,34 +132,275 @@ POST_NORM = Architecture(
     }
 )
 
+
+def _pre_norm(attention: dict[str, Any] | None = None, ffn: dict[str, Any] | None = None, **block: Any) -> Architecture:
+    """Norm, core, addition, twice; with what differs from Llama."""
+    branches: dict[UnitKind, Branch] = {
+        "attn": replace(ATTENTION, **attention or {}),
+        "ffn": replace(FFN, **ffn or {}),
+    }
+    return replace(PRE_NORM, branches=branches, **block)
+
+
+def _one_norm(
+    norm: str, attention: dict[str, Any] | None = None, ffn: dict[str, Any] | None = None, **block: Any
+) -> Architecture:
+    """Parallel branches that read the same norm."""
+    shared = {"norms_before": (), "shared_norms": (norm,)}
+    return _pre_norm(shared | (attention or {}), shared | (ffn or {}), parallel=True, **block)
+
+
+def _hybrid(mixer: Branch, ffn: dict[str, Any] | None = None, **block: Any) -> Architecture:
+    """Blocks with attention and blocks with another mixer, which begin with the same norm."""
+    attention = replace(ATTENTION, norms_before=mixer.norms_before, alternative=mixer)
+    return Architecture({"mixer": attention, "ffn": replace(FFN, **ffn or {})}, **block)
+
+
+_GPT2_ATTENTION = {"core": "attn", "projection": "attn.c_proj", "norms_before": ("ln_1",)}
+_GPT2_FFN = {"projection": "mlp.c_proj", "norms_before": ("ln_2",)}
+_GPT2 = _pre_norm(_GPT2_ATTENTION, _GPT2_FFN, blocks="transformer.h")
+_GPT_J = _one_norm(
+    "ln_1",
+    {"core": "attn", "projection": "attn.out_proj"},
+    {"projection": "mlp.fc_out"},
+    blocks="transformer.h",
+    block_outputs=2,
+)
+_NEOX_FFN = {"projection": "mlp.dense_4h_to_h"}
+# Their feed-forward part is no module of its own: two maps and an activation stand in the block.
+_OPT = _pre_norm(
+    {"projection": "self_attn.out_proj", "norms_before": ("self_attn_layer_norm",)},
+    {
+        "core": "fc2",
+        "projection": "fc2",
+        "norms_before": ("final_layer_norm",),
+        "leading": ("fc1", "activation_fn"),
+    },
+)
+# Their blocks read the norm's dtype, so it stays, as it does where branches share it.
+_STATE_SPACE = Architecture(
+    {"mixer": Branch("mixer", "mixer.out_proj", shared_norms=("norm",))}, blocks="backbone.layers"
+)
+_NEMOTRON_H_FFN = Branch("mixer", "mixer.down_proj", shared_norms=("norm",), settings={"block_type": "mlp"})
+_NEMOTRON_H_ATTENTION = replace(_NEMOTRON_H_FFN, projection="mixer.o_proj", alternative=_NEMOTRON_H_FFN)
+_MAMBA_BRANCH = Branch("mamba", "mamba.out_proj", ("input_layernorm",))
+_JAMBA_FFN = {"core": "feed_forward", "projection": "feed_forward.down_proj", "norms_before": ("pre_ff_layernorm",)}
+_DELTA_NET = _hybrid(Branch("linear_attn", "linear_attn.out_proj", ("input_layernorm",)))
+_LFM2 = Architecture(
+    {
+        "mixer": Branch(
+            "self_attn",
+            "self_attn.out_proj",
+            ("operator_norm",),
+            num_outputs=2,
+            alternative=Branch("conv", "conv.out_proj", ("operator_norm",)),
+        ),
+        "ffn": Branch("feed_forward", "feed_forward.w2", ("ffn_norm",)),
+    }
+)
+
 FAMILIES: dict[str, Architecture] = {
     "llama": PRE_NORM,
     "mistral": PRE_NORM,
     "ministral": PRE_NORM,
+    "ministral3": PRE_NORM,
     "qwen2": PRE_NORM,
     "qwen3": PRE_NORM,
     "gemma": PRE_NORM,
     "gemma2": SANDWICH_NORM,
     "gemma3_text": SANDWICH_NORM,
+    "vaultgemma": _pre_norm(ffn={"norms_before": ("pre_feedforward_layernorm",)}),
+    "olmo": PRE_NORM,
     "olmo2": POST_NORM,
     "olmo3": POST_NORM,
+    "phi": _one_norm("input_layernorm", {"projection": "self_attn.dense"}, {"projection": "mlp.fc2"}),
     "phi3": PRE_NORM,
     "granite": PRE_NORM,
+    "granite_swa": PRE_NORM,
     "smollm3": PRE_NORM,
-    "starcoder2": replace(PRE_NORM, branches={"attn": ATTENTION, "ffn": replace(FFN, projection="mlp.c_proj")}),
-    "gpt2": Architecture(
-        {"attn": Branch("attn", "attn.c_proj", ("ln_1",)), "ffn": Branch("mlp", "mlp.c_proj", ("ln_2",))},
-        blocks="transformer.h",
-    ),
-    "gpt_neox": Architecture(
+    "starcoder2": _pre_norm(ffn={"projection": "mlp.c_proj"}),
+    "stablelm": PRE_NORM,
+    "nemotron": PRE_NORM,
+    "internlm3": PRE_NORM,
+    "arcee": PRE_NORM,
+    "cwm": PRE_NORM,
+    "ernie4_5": PRE_NORM,
+    "exaone4": POST_NORM,
+    "glm": PRE_NORM,
+    "glm4": Architecture(
         {
-            "attn": Branch("attention", "attention.dense", ("input_layernorm",)),
-            "ffn": Branch("mlp", "mlp.dense_4h_to_h", ("post_attention_layernorm",)),
-        },
-        blocks="gpt_neox.layers",
-        parallel=True,
+            "attn": replace(ATTENTION, norms_after=("post_self_attn_layernorm",)),
+            "ffn": replace(FFN, norms_after=("post_mlp_layernorm",)),
+        }
     ),
+    "helium": PRE_NORM,
+    "hunyuan_v1_dense": PRE_NORM,
+    "hyperclovax": _pre_norm({"norms_after": ("post_norm1",)}, {"norms_after": ("post_norm2",)}),
+    "jais2": PRE_NORM,
+    "nanochat": _pre_norm(ffn={"projection": "mlp.fc2"}),
+    "persimmon": _pre_norm({"projection": "self_attn.dense"}, _NEOX_FFN),
+    "seed_oss": PRE_NORM,
+    "youtu": PRE_NORM,
+    "apertus": _pre_norm({"norms_before": ("attention_layernorm",)}, {"norms_before": ("feedforward_layernorm",)}),
+    "cohere": _one_norm("input_layernorm"),
+    "cohere2": _one_norm("input_layernorm"),
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _pre_norm(
+        _GPT2_ATTENTION | {"projection": "attn.attention.out_proj"}, _GPT2_FFN, blocks="transformer.h", block_outputs=2
+    ),
+    "gptj": _GPT_J,
+    "codegen": _GPT_J,
+    "gpt_neox": _pre_norm(
+        {"core": "attention", "projection": "attention.dense"}, _NEOX_FFN, blocks="gpt_neox.layers", parallel=True
+    ),
+    "opt": replace(_OPT, blocks="model.decoder.layers"),
+    "xglm": _OPT,
+    "biogpt": replace(_OPT, blocks="biogpt.layers"),
+    "bloom": _pre_norm(
+        {"core": "self_attention", "projection": "self_attention.dense", "adds_residual": True},
+        _NEOX_FFN | {"adds_residual": True},
+        blocks="transformer.h",
+        block_outputs=2,
+    ),
+    "mpt": _pre_norm(
+        {"core": "attn", "projection": "attn.out_proj", "norms_before": ("norm_1",)},
+        {"core": "ffn", "projection": "ffn.down_proj", "norms_before": ("norm_2",), "adds_residual": True},
+        blocks="transformer.blocks",
+        block_outputs=2,
+    ),
+    "falcon": _one_norm(
+        "input_layernorm",
+        {"core": "self_attention", "projection": "self_attention.dense"},
+        _NEOX_FFN,
+        blocks="transformer.h",
+        block_outputs=2,
+    ),
+    "mixtral": PRE_NORM,
+    "phimoe": PRE_NORM,
+    "qwen2_moe": PRE_NORM,
+    "qwen3_moe": PRE_NORM,
+    "olmoe": PRE_NORM,
+    "flex_olmo": POST_NORM,
+    "deepseek_v2": PRE_NORM,
+    "deepseek_v3": PRE_NORM,
+    "dots1": PRE_NORM,
+    "glm4_moe": PRE_NORM,
+    "minimax_m2": PRE_NORM,
+    "afmoe": Architecture(
+        {
+            "attn": replace(ATTENTION, norms_after=("post_attention_layernorm",)),
+            "ffn": replace(FFN, norms_before=("pre_mlp_layernorm",), norms_after=("post_mlp_layernorm",)),
+        }
+    ),
+    "granitemoe": _pre_norm(ffn={"core": "block_sparse_moe", "projection": ""}),
+    "granitemoeshared": _pre_norm(ffn={"core": "block_sparse_moe", "projection": "", "beside": ("shared_mlp",)}),
+    "jetmoe": _pre_norm({"core": "self_attention", "projection": "", "num_outputs": 3}),
+    "gpt_oss": _pre_norm(ffn={"num_outputs": 2}),
+    "llama4_text": _pre_norm(
+        ffn={
+            "core": "feed_forward",
+            "projection": "feed_forward.down_proj",
+            # Blocks with experts expect two values of their feed-forward part, the others one.
+            "settings": {"is_moe_layer": False},
+        }
+    ),
+    "mamba": _STATE_SPACE,
+    "mamba2": _STATE_SPACE,
+    "falcon_mamba": _STATE_SPACE,
+    "nemotron_h": Architecture(
+        {"mixer": replace(_NEMOTRON_H_FFN, projection="mixer.out_proj", alternative=_NEMOTRON_H_ATTENTION)}
+    ),
+    "jamba": _hybrid(_MAMBA_BRANCH, _JAMBA_FFN),
+    "bamba": _hybrid(_MAMBA_BRANCH, _JAMBA_FFN, block_outputs=2),
+    "granitemoehybrid": _hybrid(
+        _MAMBA_BRANCH,
+        {"core": "shared_mlp", "projection": "shared_mlp.output_linear", "beside": ("block_sparse_moe",)},
+    ),
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2,
+    "qwen3_next": _DELTA_NET,
+    "qwen3_5_text": _DELTA_NET,
 }
+
+
+def _bloom(config: PreTrainedConfig) -> Architecture:
+    if config.apply_residual_connection_post_layernorm:
+        raise _refusal(config, "its blocks add to the normed stream, so that nothing passes through them unchanged")
+    return FAMILIES["bloom"]
+
+
+def _falcon(config: PreTrainedConfig) -> Architecture:
+    family = FAMILIES["falcon"]
+    attention, ffn = family.branches["attn"], family.branches["ffn"]
+    if config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2):
+        norms = (("ln_attn",), ("ln_mlp",))
+    elif not (config.parallel_attn or config.new_decoder_architecture):
+        norms = (("input_layernorm",), ("post_attention_layernorm",))
+    else:
+        return family
+    return replace(
+        family,
+        branches={
+            "attn": replace(attention, norms_before=norms[0], shared_norms=()),
+            "ffn": replace(ffn, norms_before=norms[1], shared_norms=()),
+        },
+        parallel=bool(config.parallel_attn or config.new_decoder_architecture),
+    )
+
+
+def _opt(config: PreTrainedConfig) -> Architecture:
+    family = FAMILIES["opt"]
+    if config.do_layer_norm_before:
+        return family
+    # The norm is over the sum of stream and branch. It goes with the branch, but what passes it is not linear in what
+    # the projection writes.
+    branches = {
+        kind: replace(branch, projection="", norms_before=(), norms_after=branch.norms_before)
+        for kind, branch in family.branches.items()
+    }
+    return replace(family, branches=branches)
+
+
+VARIANTS: dict[str, Callable[[PreTrainedConfig], Architecture]] = {
+    "bloom": _bloom,
+    "falcon": _falcon,
+    "gpt_neox": lambda config: replace(FAMILIES["gpt_neox"], parallel=bool(config.use_parallel_residual)),
+    "opt": _opt,
+    "stablelm": lambda config: _one_norm("input_layernorm") if config.use_parallel_residual else PRE_NORM,
+}
+"""Families whose configuration chooses between forms of a block."""
+
+_MULTIMODAL = "are multimodal; save the text part by itself first (docs/families.md)"
+
+REFUSED: dict[str, str] = {
+    "deepseek_v4": "its blocks carry several streams at once and mix them anew in every block",
+    "diffllama": "its attentions compute with the index of their block, which changes when blocks leave",
+    "doge": "its blocks scale the stream that passes them",
+    "falcon_h1": "its mixers are all set up anew on loading, so that none can be missing",
+    "gemma3": f"its checkpoints {_MULTIMODAL}",
+    "gemma3n": "its blocks carry several streams at once, and later ones read keys and values of earlier ones",
+    "gemma3n_text": "its blocks carry several streams at once, and later ones read keys and values of earlier ones",
+    "gemma4": "its blocks scale the stream that passes them, and later ones read keys and values of earlier ones",
+    "gemma4_text": "its blocks scale the stream that passes them, and later ones read keys and values of earlier ones",
+    "llama4": f"its checkpoints {_MULTIMODAL}",
+    "longcat_flash": "its blocks hold two attentions with a feed-forward part across them",
+    "minicpm3": "its blocks compute with the number of blocks, which changes when blocks leave",
+    "minimax": "its blocks add to the normed stream, so that nothing passes through them unchanged",
+    "openai-gpt": "its blocks normalise the sum of stream and branch without a branch to take out",
+    "qwen3_5": f"its checkpoints {_MULTIMODAL}",
+    "recurrent_gemma": "its blocks keep what they have read in themselves, not in a cache",
+    "rwkv": "its first block normalises the embedding, and its weights are rescaled by the index of their block",
+    "zamba": "its blocks share one attention, so taking one out changes others",
+    "zamba2": "its blocks share attentions, so taking one out changes others",
+    "zaya": "its blocks hand on more than the stream",
+}
+"""Types whose blocks are not residual branches on one stream, and why."""
+
+
+def family_type(config: PreTrainedConfig) -> str:
+    """The stock model type of a configuration, also where its blocks lack sublayers."""
+    return str(config.model_type).removeprefix(PRUNED_PREFIX)
 
 
 def find_architecture(config: PreTrainedConfig) -> Architecture:
@@ -119,13 +409,16 @@ def find_architecture(config: PreTrainedConfig) -> Architecture:
     Raises:
         InputError: the family has no row.
     """
-    model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
+    model_type = family_type(config)
+    if model_type in REFUSED:
+        raise _refusal(config, REFUSED[model_type])
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5) or sorted(FAMILIES)
         raise InputError(
             f"models of type {model_type!r} are not supported; the nearest families that are: {', '.join(near)}"
         )
-    architecture = FAMILIES[model_type]
-    if hasattr(config, "use_parallel_residual"):
-        architecture = replace(architecture, parallel=bool(config.use_parallel_residual))
-    return architecture
+    return VARIANTS[model_type](config) if model_type in VARIANTS else FAMILIES[model_type]
+
+
+def _refusal(config: PreTrainedConfig, reason: str) -> InputError:
+    return InputError(f"models of type {family_type(config)!r} cannot be pruned: {reason}; give another model")

@@ -2,7 +2,7 @@
 
 Both do the same thing, so a model with units bypassed and the one with them removed agree bit for bit: the core of
 the branch is replaced by a module that adds zeros and its norms by identities. The norms go too, because a norm with
-a bias after the core would still add something to the stream.
+a bias after the core would still add something to the stream; those that another branch reads stay.
 """
 
 from __future__ import annotations
@@ -40,38 +40,48 @@ class Emulation(nn.Module):
 
 
 class RemovedFFN(nn.Module):
-    """Stands where a feed-forward part was: adds nothing and holds nothing, or an emulation of it."""
+    """Stands where a feed-forward part was: adds nothing and holds nothing, or an emulation of it.
 
-    def __init__(self, emulation: Emulation | None = None) -> None:
+    Attributes:
+        num_outputs: values to return, the stream first.
+        adds_residual: whether the stream, the second argument, is to be added.
+    """
+
+    def __init__(
+        self, emulation: Emulation | None = None, *, num_outputs: int = 1, adds_residual: bool = False
+    ) -> None:
         super().__init__()
         self.emulation = emulation
+        self.num_outputs = num_outputs
+        self.adds_residual = adds_residual
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return torch.zeros_like(hidden_states) if self.emulation is None else self.emulation(hidden_states)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **_: Any) -> Any:
+        added = torch.zeros_like(hidden_states) if self.emulation is None else self.emulation(hidden_states)
+        if self.adds_residual:
+            added = args[0] + added
+        return added if self.num_outputs == 1 else (added, *(None for _ in range(1, self.num_outputs)))
 
 
-class RemovedAttention(nn.Module):
-    """Stands where an attention was: adds nothing and holds nothing, or an emulation of it, and caches nothing.
+class RemovedMixer(RemovedFFN):
+    """Stands where an attention or another mixer was, and caches nothing.
 
-    The block keeps its slot in the KV cache, marked as a dummy: the cache otherwise reads its length and its masks
+    The block keeps its slot in the cache, marked as a dummy: the cache otherwise reads its length and its masks
     from a slot that is never filled, for example when attention 0 is gone.
 
     Attributes:
         layer_idx: the block's slot in the cache.
     """
 
-    def __init__(self, layer_idx: int, emulation: Emulation | None = None) -> None:
-        super().__init__()
+    def __init__(self, layer_idx: int, emulation: Emulation | None = None, **outputs: Any) -> None:
+        super().__init__(emulation, **outputs)
         self.layer_idx = layer_idx
-        self.emulation = emulation
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         # Families call the cache by different names.
         for argument in (*args, *kwargs.values()):
             if isinstance(argument, Cache):
                 self._mark_slot(argument)
-        added = torch.zeros_like(hidden_states) if self.emulation is None else self.emulation(hidden_states)
-        return added, None
+        return super().forward(hidden_states, *args, **kwargs)
 
     def _mark_slot(self, cache: Cache) -> None:
         layers = cache.layers
@@ -83,16 +93,24 @@ class RemovedAttention(nn.Module):
 
 def remove_branch(
     block: nn.Module, branch: Branch, kind: UnitKind, layer_idx: int, emulation: Emulation | None = None
-) -> dict[str, nn.Module]:
+) -> dict[str, Any]:
     """Takes one branch out of a block; returns what was there, by attribute name.
 
     Args:
+        branch: the row's; which of its forms the block has is found here.
         emulation: what is added to the stream instead, nothing where left out.
     """
-    taken = {name: getattr(block, name) for name in branch.modules}
+    branch = branch.of(block)
+    taken = {name: getattr(block, name) for name in (*branch.modules, *branch.settings)}
     for name in branch.modules:
         setattr(block, name, nn.Identity())
-    setattr(block, branch.core, RemovedAttention(layer_idx, emulation) if kind == "attn" else RemovedFFN(emulation))
+    for name in branch.beside:
+        setattr(block, name, RemovedFFN())
+    for name, value in branch.settings.items():
+        setattr(block, name, value)
+    outputs: dict[str, Any] = {"num_outputs": branch.num_outputs, "adds_residual": branch.adds_residual}
+    removed = RemovedFFN(emulation, **outputs) if kind == "ffn" else RemovedMixer(layer_idx, emulation, **outputs)
+    setattr(block, branch.core, removed)
     return taken
 
 
@@ -106,13 +124,13 @@ def bypass(model: PreTrainedModel, architecture: Architecture, units: Iterable[U
         IndexError: a unit is not of this model.
     """
     blocks = architecture.block_list(model)
-    taken: list[tuple[nn.Module, dict[str, nn.Module]]] = []
+    taken: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for unit in units:
             block = blocks[unit.layer]
             taken.append((block, remove_branch(block, architecture.branches[unit.kind], unit.kind, unit.layer)))
         yield
     finally:
-        for block, modules in reversed(taken):
-            for name, module in modules.items():
-                setattr(block, name, module)
+        for block, attributes in reversed(taken):
+            for name, value in attributes.items():
+                setattr(block, name, value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
+from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
 from depthcut.types import InputError, Provenance
@@ -145,7 +147,7 @@ def resolve(
         kind, folder, gguf_file = "gguf", path.parent, path.name
         check_gguf(path)
     else:
-        patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.py"] if trust_remote_code else [])
+        patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"] + (["*.py"] if trust_remote_code else [])
         kind, folder, gguf_file = "hub", _download(name, revision, patterns), None
         revision = folder.name
     if kind == "directory":
@@ -159,6 +161,8 @@ def resolve(
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, **arguments
         )
+    if found := know(config):
+        print(f"models of type {config.model_type!r} have no row; examined, and found: {found}", file=sys.stderr)
     architecture = find_architecture(config)
     stored = "float32" if gguf_file else str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)

@@ -30,14 +30,14 @@ class PackedBlock:
 def pack(units: Sequence[Unit], removed: Collection[Unit], architecture: Architecture) -> list[PackedBlock]:
     """Pairs the kept sublayers anew, in order of execution, into as few blocks as there can be.
 
-    Parallel branches read the stream at their own block's start, so they stay where they are.
+    Where branches cannot be paired anew (they read the same stream) they stay where they are.
     """
     order: list[str] = list(architecture.branches)
     packed: list[PackedBlock] = []
     for unit in sorted(set(units) - set(removed)):
         last = packed[-1].sources if packed else {}
         fits = bool(last) and all(order.index(kind) < order.index(unit.kind) for kind in last)
-        if architecture.parallel:
+        if not architecture.pairs:
             fits = unit.layer in last.values()
         if fits:
             last[unit.kind] = unit.layer

@@ -146,25 +146,24 @@ class DecoderStream:
         if visit is None:
             return _first(block(hidden, *args, **kwargs))
         if self.architecture.parallel:
-            with _outputs([self._last_module(unit) for unit in units]) as contributions:
+            with _outputs([self._modules(unit)[-1] for unit in units]) as contributions:
                 output = _first(block(hidden, *args, **kwargs))
             for unit, contribution in zip(units, contributions, strict=True):
                 visit(unit, hidden, hidden + contribution)
             visit(layer, hidden, output)
             return output
-        with _inputs([self._first_module(unit) for unit in units[1:]]) as between:
+        with _inputs([self._modules(unit)[0] for unit in units[1:]]) as between:
             output = _first(block(hidden, *args, **kwargs))
-        streams = [hidden, *between, output]
+        # OPT joins sequences before its feed-forward part.
+        streams = [hidden, *(stream.view_as(hidden) for stream in between), output]
         for unit, before, after in zip(units, streams, streams[1:], strict=False):
             visit(unit, before, after)
         visit(layer, hidden, output)
         return output
 
-    def _first_module(self, unit: Unit) -> nn.Module:
-        return getattr(self.blocks[unit.layer], self.architecture.branches[unit.kind].modules[0])  # type: ignore[no-any-return]
-
-    def _last_module(self, unit: Unit) -> nn.Module:
-        return getattr(self.blocks[unit.layer], self.architecture.branches[unit.kind].modules[-1])  # type: ignore[no-any-return]
+    def _modules(self, unit: Unit) -> list[nn.Module]:
+        block = self.blocks[unit.layer]
+        return [getattr(block, name) for name in self.architecture.branches[unit.kind].of(block).modules]
 
     def logits(self, batch: Batch, stream: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Final norm and vocabulary projection, a piece of the positions at a time.
@@ -193,10 +192,16 @@ class DecoderStream:
 
     @contextmanager
     def _blocks_replaced(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-        """While open, every block runs `forward` instead of its own."""
+        """While open, every block runs `forward`, which returns the stream, instead of its own."""
+        rest = (None,) * (self.architecture.block_outputs - 1)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            stream = forward(*args, **kwargs)
+            return (stream, *rest) if rest else stream
+
         try:
             for block in self.blocks:
-                block.forward = forward
+                block.forward = run
             yield
         finally:
             for block in self.blocks:
@@ -238,7 +243,10 @@ def _inputs(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
 def _outputs(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
     """Collects the stream that each module returns, in the order of the list."""
     seen: dict[nn.Module, torch.Tensor] = {}
-    handles = [module.register_forward_hook(lambda m, _, out: seen.update({m: _first(out)})) for module in modules]
+    # Copies: Falcon adds the attention's output to the feed-forward part's in place.
+    handles = [
+        module.register_forward_hook(lambda m, _, out: seen.update({m: _first(out).clone()})) for module in modules
+    ]
     collected: list[torch.Tensor] = []
     try:
         yield collected

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import Architecture
@@ -41,25 +42,45 @@ class ModelSizes:
 
 def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSizes:
     """Sizes of a model, on any device (the meta device too)."""
-    config = model.config.get_text_config(decoder=True)
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_bytes = 2 * num_kv_heads * head_dim * model.dtype.itemsize
-
     units: dict[Unit, UnitSize] = {}
     for layer, block in enumerate(architecture.block_list(model)):
-        for kind, branch in architecture.branches.items():
-            modules = (getattr(block, name) for name in branch.modules)
-            parameters = sum(num_elements(parameter) for module in modules for parameter in module.parameters())
+        counted: set[str] = set()
+        for kind, of_kind in architecture.branches.items():
+            branch = of_kind.of(block)
+            # A norm that branches share is counted with the first of them: it goes with the whole block.
+            names = [name for name in (*branch.shared_norms, *branch.modules) if name not in counted]
+            counted.update(names)
+            weights = [parameter for name in names for parameter in getattr(block, name).parameters()]
+            own = any(True for name in branch.modules for _ in getattr(block, name).parameters())
             units[Unit(layer, kind)] = UnitSize(
-                parameters=parameters, kv_bytes_per_token=_kv_bytes(kind, parameters, kv_bytes)
+                parameters=sum(map(num_elements, weights)),
+                kv_bytes_per_token=_kv_bytes(model, kind, getattr(block, branch.core)) if own else 0,
             )
     return ModelSizes(sum(num_elements(parameter) for parameter in model.parameters()), units)
 
 
-def _kv_bytes(kind: UnitKind, parameters: int, kv_bytes: int) -> int:
-    """A removed attention has no parameters left and keeps nothing."""
-    return kv_bytes if kind == "attn" and parameters else 0
+def _kv_bytes(model: PreTrainedModel, kind: UnitKind, core: nn.Module) -> int:
+    """Of one attention with parameters; a mixer keeps keys only where it has a map for them."""
+    if kind != "attn" and not hasattr(core, "k_proj"):
+        return 0
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "kv_lora_rank", None):
+        # Engines keep the compressed form, and the part of the keys that is rotated.
+        numbers = int(config.kv_lora_rank + config.qk_rope_head_dim)
+    else:
+        numbers = 2 * _num_kv_heads(config) * _head_dim(config)
+    return numbers * int(model.dtype.itemsize)
+
+
+def _num_kv_heads(config: PreTrainedConfig) -> int:
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    given = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return int(given or config.num_attention_heads)
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def sizes_from_config(config: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype) -> ModelSizes:

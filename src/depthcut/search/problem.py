@@ -119,7 +119,7 @@ class Problem:
     @property
     def num_removable(self) -> int:
         """How many steps of this unit a model has: blocks for blocks and pairs, else sublayers of the kind."""
-        return 2 * self.num_blocks if self.unit == "sublayer" else self.num_blocks
+        return len(self.units) if self.unit == "sublayer" else self.num_blocks
 
     def candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
         """Everything that one step may remove from what is still there, in order of execution."""
@@ -140,7 +140,7 @@ class Problem:
         An attention and the feed-forward part next to it are often dear one by one and cheap together, which a search
         that goes unit by unit never sees. A pair that would save more than is asked for is none.
         """
-        if self.unit != "sublayer" or self.budget.kind != "parameters" or self.architecture.parallel:
+        if self.unit != "sublayer" or self.budget.kind != "parameters" or not self.architecture.pairs:
             return []
         surplus = self._surplus(removed)
         pairs = replace(self, unit="pair").candidates(removed)
@@ -240,10 +240,13 @@ class Problem:
         Raises:
             InputError: the unit does not suit the family, or more is to be removed than there is.
         """
-        if self.unit == "pair" and self.architecture.parallel:
+        if self.unit == "pair" and not self.architecture.pairs:
+            reason = "a block has one part only"
+            if self.architecture.parallel:
+                reason = "attention and feed-forward part of a block read the same stream"
             raise InputError(
-                "in this family attention and feed-forward part of a block read the same stream, so pairs across "
-                "blocks cannot be packed into an ordinary checkpoint; use --unit block, or sublayer"
+                f"in this family {reason}, so pairs across blocks cannot be packed into an ordinary checkpoint; use "
+                "--unit block, or sublayer"
             )
         removable = {unit for removal in self.candidates() for unit in removal}
         attentions = {unit for unit in self.units if unit.kind == "attn"}

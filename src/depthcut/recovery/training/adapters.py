@@ -65,11 +65,15 @@ def linear_paths(model: PreTrainedModel, architecture: Architecture, modules: Mo
     """Dotted paths of the linear maps in the attentions or feed-forward parts that the model has."""
     kinds = [kind for kind in architecture.branches if modules in (kind, "all")]
     return [
-        ".".join(part for part in (architecture.blocks, str(index), architecture.branches[kind].core, name) if part)
+        ".".join(part for part in (architecture.blocks, str(index), of_branch, name) if part)
         for index, block in enumerate(architecture.block_list(model))
         for kind in kinds
-        for name, module in getattr(block, architecture.branches[kind].core).named_modules()
+        for of_branch in architecture.branches[kind].of(block).modules
+        for name, module in getattr(block, of_branch).named_modules()
+        # A router gives more than one value, and fused kernels read the output map of a mixer past any adapter.
         if isinstance(module, nn.Linear | Conv1D)
+        and not name.endswith("router")
+        and not (kind == "mixer" and name.endswith("out_proj"))
     ]
 
 

@@ -1,0 +1,140 @@
+"""Configuration that says something block by block, and what becomes of it when blocks leave.
+
+Lists of one entry a block are cut to the entries of the kept sublayers; lists of indices and counts of leading blocks
+are counted anew; rules such as "every second block" become explicit lists where the modelling code reads such a list
+too. What can be said in none of these ways is refused. Source: the configurations of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from depthcut.model.packing import PackedBlock
+from depthcut.types import InputError
+
+FFN_LISTS = frozenset(
+    {"mlp_layer_types", "intermediate_size", "activation_sparsity_pattern", "feed_forward_length", "num_experts"}
+)
+"""Lists of one entry a block that the feed-forward part reads; every other belongs to what mixes tokens."""
+
+NOT_PER_LAYER = frozenset(
+    {
+        "architectures",
+        "attention_types",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "mtp_layers_block_type",
+        "time_step_limit",
+    }
+)
+"""Lists of a configuration whose length can equal the number of blocks only by chance."""
+
+INDEX_LISTS = {"moe_layers": "ffn", "mlp_only_layers": "ffn", "attn_layer_indices": "attn", "full_attn_idxs": "attn"}
+"""Lists of the blocks that are of a kind, and which sublayer reads them."""
+
+LEADING_COUNTS = frozenset({"first_k_dense_replace", "num_dense_layers"})
+"""How many blocks from the first on have a feed-forward part without experts."""
+
+PERIODS = {"attn_layer_period": "attn_layer_offset", "expert_layer_period": "expert_layer_offset"}
+"""Jamba's rules, the block counted from 0: index % period == offset."""
+
+BY_INDEX = {
+    "scale_attn_by_inverse_layer_idx": "its attentions are scaled by the index of their block",
+    "num_kv_shared_layers": "its last blocks read keys and values of earlier ones",
+    "moe_layer_interval": "which blocks have experts is said by an interval alone",
+    "moe_layer_freq": "which blocks have experts is said by an interval alone",
+    "hybrid_layer_ids": "its blocks share attentions",
+}
+"""What cannot be carried over when blocks leave, where it is more than 1; and why."""
+
+
+def check_layer_config(config: PreTrainedConfig, packed: Sequence[PackedBlock]) -> None:
+    """Raises InputError where the configuration cannot say what the packed blocks are."""
+    for name, reason in BY_INDEX.items():
+        value = getattr(config, name, None)
+        if (value and value != 1) or value is True:
+            raise InputError(
+                f"no block can leave this model, since {reason} ({name}), which its configuration could not say of the "
+                "others; give another model"
+            )
+    for period, offset in PERIODS.items():
+        if hasattr(config, period):
+            _period(config, period, offset, packed)
+
+
+def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_blocks: int) -> None:
+    """Makes the block count and all that is said block by block those of the packed blocks, in place.
+
+    Args:
+        num_blocks: what the configuration was for.
+    """
+    entries = config.to_dict()
+    cut: dict[str, Any] = {}
+    for name, value in entries.items():
+        if name in INDEX_LISTS:
+            cut[name] = _where(packed, INDEX_LISTS[name], set(value or ()).__contains__)
+        elif isinstance(value, list) and len(value) == num_blocks and name not in NOT_PER_LAYER:
+            kind = "ffn" if name in FFN_LISTS else "attn"
+            cut[name] = [value[block.source(kind)] for block in packed]
+        elif name in LEADING_COUNTS:
+            cut[name] = len(_where(packed, "ffn", range(value or 0).__contains__))
+        elif name == "num_nextn_predict_layers" and value:
+            # Heads that predict further tokens come after the last block; transformers does not load them.
+            cut[name] = 0
+    if entries.get("decoder_sparse_step", 1) != 1:
+        step, dense = entries["decoder_sparse_step"], set(entries.get("mlp_only_layers") or ())
+        cut["mlp_only_layers"] = _where(packed, "ffn", lambda layer: layer in dense or (layer + 1) % step != 0)
+        cut["decoder_sparse_step"] = 1
+    if "attention_layers" in cut:
+        # GPT-Neo reads this, and makes the plain list of it.
+        cut["attention_types"] = [[[kind], 1] for kind in cut["attention_layers"]]
+    for period, offset in PERIODS.items():
+        if period in entries:
+            cut[period], cut[offset] = _period(config, period, offset, packed)
+    config.num_hidden_layers = len(packed)
+    for name, value in cut.items():
+        setattr(config, name, value)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types and getattr(config, "use_sliding_window", False) and hasattr(config, "max_window_layers"):
+        # Says from which block on attention slides; readers without layer_types still go by it.
+        full = [kind == "full_attention" for kind in layer_types]
+        config.max_window_layers = full.index(False) if False in full else len(full)
+
+
+def _where(packed: Sequence[PackedBlock], kind: str, of_kind: Callable[[int], object]) -> list[int]:
+    """Indices of the packed blocks whose sublayer came from a block for which something holds."""
+    return [index for index, block in enumerate(packed) if of_kind(block.source(kind))]
+
+
+def _period(config: PreTrainedConfig, period: str, offset: str, packed: Sequence[PackedBlock]) -> tuple[int, int]:
+    """Period and offset that say of the packed blocks what the configuration's say of the dense ones.
+
+    Raises:
+        InputError: none do.
+    """
+    old_period, old_offset = getattr(config, period), getattr(config, offset)
+    kind = "attn" if period.startswith("attn") else "ffn"
+    chosen = _where(packed, kind, lambda layer: layer % old_period == old_offset)
+    found = _fitting_period(chosen, len(packed))
+    if found is None:
+        raise InputError(
+            f"after this removal the blocks {', '.join(map(str, chosen))} of {len(packed)} would be those with "
+            f"{'attention' if kind == 'attn' else 'experts'}, which no {period} and {offset} say; remove as much from "
+            "each period"
+        )
+    return found
+
+
+def _fitting_period(chosen: Collection[int], count: int) -> tuple[int, int] | None:
+    """(period, offset) by which exactly these of the first `count` indices are chosen."""
+    for period in range(1, count + 2):
+        for offset in range(period):
+            if [index for index in range(count) if index % period == offset] == list(chosen):
+                return period, offset
+    return None

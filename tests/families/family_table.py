@@ -1,0 +1,131 @@
+"""The table of `docs/families.md`: made of what was proven, and read back to be compared with it.
+
+Run as a script (`make families`) it proves every claim and writes the table.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import family_proofs
+import torch
+from fresh_reader import FreshReader
+
+import tiny
+from depthcut.export import hf
+from depthcut.model.architectures import REFUSED
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
+YES, NO = family_proofs.YES, "no: "
+HEAD = """# Families
+
+What depthcut does with each family of decoders, proven on a random model of six blocks by `tests/families` and written
+by `make families`; a test compares every cell. A family is known by the `model_type` of its `config.json`.
+
+- `block`, `pair`, `attn`, `ffn`: what was removed equals what was bypassed bit for bit, reloads in a fresh process
+  (blocks and pairs with plain transformers, the others through the code beside them and through depthcut), has the
+  configuration of the kept blocks, and decodes the same tokens with a cache as without. In hybrids `attn` stands for
+  whatever mixes tokens.
+- `refit`: the repair in closed form helps after a removed block, and changes only what it names.
+- `gguf`, `nemotron-nas`: forms that depthcut writes, with the family's default settings (Mistral without a window).
+- `vLLM` (0.32), `llama.cpp`: engines that know the family, and so run what blocks and pairs leave, which is an ordinary
+  checkpoint; llama.cpp through its own converter where `gguf` says no.
+
+Of a checkpoint that is multimodal, save the text part by itself first, for example
+
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+    whole = AutoModelForImageTextToText.from_pretrained(NAME)
+    text = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
+    text.model.load_state_dict(whole.model.language_model.state_dict())
+    text.lm_head.load_state_dict(whole.lm_head.state_dict())
+    text.save_pretrained(DIRECTORY)
+    AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY)
+
+"""
+REFUSED_HEAD = """
+
+## Refused
+
+Types whose blocks are not residual branches on one stream, or that are no language models alone; a type that stands
+nowhere here is examined when it is first met (see [adding a family](adding-a-family.md)).
+
+| type | reason |
+|---|---|
+"""
+
+
+def normalised(case: str, outcome: str) -> str:
+    """An outcome without the family's own name, so that equal reasons are equal."""
+    family = tiny.CASES[case][0]
+    return outcome.replace(f"this is a {family} model", "this is another").replace(f", not {family};", ", not this;")
+
+
+def render(outcomes: Mapping[str, Mapping[str, str]]) -> str:
+    """The document."""
+    reasons: list[str] = []
+
+    def cell(outcome: str) -> str:
+        if not outcome.startswith(NO):
+            return outcome
+        reason = outcome.removeprefix(NO)
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"no [{reasons.index(reason) + 1}]"
+
+    rows = [
+        "| "
+        + " | ".join([f"`{case}`", *(cell(normalised(case, found[column])) for column in family_proofs.COLUMNS)])
+        + " |"
+        for case, found in outcomes.items()
+    ]
+    removable = sum(found["block"] == YES for case, found in outcomes.items() if case in tiny.ALL)
+    return (
+        HEAD
+        + f"Blocks can be removed of {removable} families.\n\n"
+        + "| family | "
+        + " | ".join(family_proofs.COLUMNS)
+        + " |\n"
+        + "|---" * (len(family_proofs.COLUMNS) + 1)
+        + "|\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + "\n".join(f"[{index}] {reason}" + "  " for index, reason in enumerate(reasons, 1))
+        + REFUSED_HEAD
+        + "\n".join(f"| `{model_type}` | {reason} |" for model_type, reason in sorted(REFUSED.items()))
+        + "\n"
+    )
+
+
+def parse(document: str) -> dict[str, dict[str, str]]:
+    """The outcomes that a document states, by case and column."""
+    reasons = dict(re.findall(r"^\[(\d+)\] (.+?) *$", document, re.MULTILINE))
+    found = {}
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == len(family_proofs.COLUMNS) + 1:
+            outcomes = [
+                NO + reasons[number[1]] if (number := re.fullmatch(r"no \[(\d+)\]", cell)) else cell
+                for cell in cells[1:]
+            ]
+            found[cells[0].strip("`")] = dict(zip(family_proofs.COLUMNS, outcomes, strict=True))
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        FreshReader(hf.RELOAD_SCRIPT, Path(scratch) / "modules", 1) as reader,
+    ):
+        hf.subprocess, hf.GREEDY_TOKENS = reader, family_proofs.GREEDY_TOKENS
+        outcomes = {
+            case: family_proofs.prove(case, Path(scratch) / str(index)) for index, case in enumerate(tiny.CASES)
+        }
+    DOCUMENT.write_text(render(outcomes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,10 +18,11 @@ from depthcut.export import VerificationError, hf
 from depthcut.importance.static import METRICS
 from depthcut.model.load import ModelSource
 from depthcut.recipe import Recipe
+from depthcut.recovery.in_search import RepairedAblation
 from depthcut.recovery.refit import Refit
 from depthcut.search.problem import SEARCHES
 from depthcut.session import Session, find_model
-from depthcut.types import InputError, Plan, ScoreTable, read_measurements, read_repairs
+from depthcut.types import InputError, Latency, Plan, ScoreTable, read_measurements, read_repairs
 
 FAMILIES = ("llama", "gemma3_text", "gpt2", "qwen2")
 IDENTITY = 3
@@ -283,6 +284,34 @@ def test_a_budget_is_met_and_not_by_more_than_a_step(models, budget, name):
     share = float(budget.split("=")[1])
     step = measured[name, "dense"] / tiny.NUM_BLOCKS
     assert share * measured[name, "dense"] - step < measured[name, "pruned"] <= share * measured[name, "dense"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "shortgpt"])
+def test_a_latency_budget_is_met_by_what_was_measured(models, monkeypatch, method):
+    measured = Latency(token_seconds=1.0, unit_seconds={"attn": 0.02, "ffn": 0.1})
+    monkeypatch.setattr(planning, "measure_latency", lambda *_: measured)
+    options = OPTIONS | {"remove": None, "budget": "latency=0.7", "method": method, "recover": "none"}
+    removed = depthcut.prune(str(models["llama"]), **options).plan.removed
+    saved = sum(measured.unit_seconds[unit.kind] for unit in removed)
+    assert 0.3 <= saved < 0.3 + 0.12
+
+
+def test_a_search_that_repairs_what_it_tries_is_resumed_and_kept_apart(models, tmp_path, monkeypatch):
+    options = OPTIONS | {"method": "greedy", "unit": "pair", "calibration_samples": 8, "recover": "none"}
+    plain = depthcut.prune(str(models["llama"]), **options).plan
+    options |= {"search_recover": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "repair", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            depthcut.prune(str(models["llama"]), output=tmp_path / "out", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(RepairedAblation, "_repair", lambda *_: pytest.fail("a set was evaluated again"))
+        patch.setattr(RepairedAblation, "rebase", lambda *_: None)
+        repaired = depthcut.prune(str(models["llama"]), output=tmp_path / "out", resume=True, **options).plan
+    assert [step.objective for step in repaired.steps] != [step.objective for step in plain.steps]
+    assert all(new.objective <= old.objective for new, old in zip(repaired.steps, plain.steps, strict=True))
+    with pytest.raises(InputError, match="method 'shortgpt' does not look at the output"):
+        depthcut.prune(str(models["llama"]), **(options | {"method": "shortgpt"}))
 
 
 def test_the_model_can_write_its_own_calibration_text(models, tmp_path):

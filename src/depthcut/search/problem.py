@@ -148,8 +148,8 @@ class Problem:
 
     @property
     def _is_priced(self) -> bool:
-        """Whether the budget counts something that units have different amounts of."""
-        return self.budget.kind in REMAINING_SHARES
+        """Whether the budget counts something that units have different amounts of; times are known once measured."""
+        return self.budget.kind in REMAINING_SHARES and (self.budget.kind != "latency" or self.latency is not None)
 
     def _price(self, units: Collection[Unit]) -> float:
         """How much of what the budget counts these units hold."""

@@ -61,13 +61,13 @@ def find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[
     if problem.budget.kind == "increase":
         num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
         calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
-        ablations.append(_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
+        ablations.append(make_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
         problem = replace(problem, held_out=ablations[0])
     if problem.budget.kind == "latency":
         problem = replace(problem, latency=_latency(session, folder))
     if search.needs == "objective":
         assert search.objective is not None
-        ablations.append(_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
+        ablations.append(make_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
         problem = replace(problem, ablation=ablations[-1])
     if not ablations:
         return scores, make_plan(recipe, session.source, problem, scores, cost)
@@ -110,8 +110,12 @@ def _journal_file(folder: Path | None, name: str) -> Path | None:
     return folder / f"{name}.jsonl" if folder else None
 
 
-def _ablation(session: Session, text: Samples, objective: str, journal: Path | None) -> Ablation:
-    """What the output loses without units, with every result written down for a run that is killed."""
+def make_ablation(session: Session, text: Samples, objective: str, journal: Path | None) -> Ablation:
+    """What the output of a loaded session's model loses without units.
+
+    Args:
+        journal: file where every result is written down for a run that is killed; nowhere where left out.
+    """
     recipe, stream = session.recipe, session.stream
     assert stream is not None
     batch_size = max(1, min(recipe.batch_size, len(text.input_ids) // 8))

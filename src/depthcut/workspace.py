@@ -16,7 +16,8 @@ from pathlib import Path
 
 from depthcut.types import InputError
 
-RESULTS = ("plan.json", "scores.json")
+STUDY = "study.json"
+RESULTS = ("plan.json", "scores.json", STUDY)
 """A directory that holds one of these was written by depthcut."""
 
 

@@ -93,7 +93,7 @@ def test_a_planted_constant_is_found():
     assert held_out_kl(given, repaired.model) < 1e-9
 
 
-@pytest.mark.parametrize("recovery", [LinearMap(ridges=NO_RIDGE), Refit(reads=False, ridges=NO_RIDGE)])
+@pytest.mark.parametrize("recovery", [LinearMap(ridges=NO_RIDGE), Refit(reads=False, ahead=False, ridges=NO_RIDGE)])
 @torch.no_grad()
 def test_a_planted_map_of_what_the_last_projection_wrote_is_folded_into_it(recovery):
     given = damage(with_map_of_last_attention(), FFN)

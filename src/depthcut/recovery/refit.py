@@ -8,7 +8,9 @@ sublayers about each removed run, from the last one before it on,
    dense one: what the sublayer reads is as near as a linear map can bring it to what it read before;
 2. the output projection is solved so that what it adds leads to the dense stream entering the next kept sublayer, by
    ridge regression of what is missing, with each token weighted by one over the squared length of its stream, since
-   the norms that follow divide by that.
+   the norms that follow divide by that;
+3. the projection before the last one before a removed run is solved so that the stream meets the dense one after the
+   run: what the last one holds does not tell all that the run would have added.
 
 How strongly each output channel is held to its old weight is decided on the held-out tokens (`moments.py`), also that
 it stays as it is. A stream that is nearer to the dense one does not always give an output that is: so each change is
@@ -62,6 +64,7 @@ class Refit:
 
     Attributes:
         reads: also multiply the maps that read the stream.
+        ahead: also solve the projection before the last one before a removed run for the stream after the run.
         patience: sublayers in succession that may have nothing to give before a run counts as repaired.
         steps: shares of a change that are tried, one after the other, until the KL falls.
         margin: share of the KL by which it has to fall.
@@ -69,6 +72,7 @@ class Refit:
     """
 
     reads: bool = True
+    ahead: bool = True
     patience: int = 2
     steps: tuple[float, ...] = (1.0, 0.5)
     margin: float = 1e-3
@@ -90,13 +94,19 @@ class Refit:
             trial = _Trial(damage.judge("kl", judging), sweep.pruned, self.steps, self.margin)
             units: dict[str, float] = {}
             waits = 0
-            for group in sweep.groups():
+            for group, cut in sweep.groups():
                 waits = self.patience if group.before_removal else waits
+                helped = False
+                if waits and self.reads and group.after_removal:
+                    helped = trial.keeps(sweep.fit_reads(group), group)
+                if self.ahead and cut and not group.before_removal:
+                    change, left = sweep.fit_writes(group, widest=True, cut=cut)
+                    if trial.keeps(change, group):
+                        units.update(left)
                 if not waits:
                     sweep.advance(group)
                     trial.advance(group)
                     continue
-                helped = self.reads and group.after_removal and trial.keeps(sweep.fit_reads(group), group)
                 change, left = sweep.fit_writes(group, widest=True)
                 if trial.keeps(change, group):
                     helped = True
@@ -127,7 +137,7 @@ class LinearMap:
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
         with _FrontToBack(damage, twin(pruned), self.ridges) as sweep:
             units = {}
-            for group in sweep.groups():
+            for group, _ in sweep.groups():
                 if group.before_removal:
                     change, left = sweep.fit_writes(group, widest=False)
                     units.update(left)
@@ -262,23 +272,31 @@ class _FrontToBack:
         file = Path(self._scratch.name) / name
         return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
 
-    def groups(self) -> Iterator[_Group]:
-        """Groups from the last one before the first removed unit on; each must be left by one of the other methods."""
+    def groups(self) -> Iterator[tuple[_Group, _Group | None]]:
+        """Groups from the last but one before the first removed unit on, each with the next where that stands before a
+        removed run; each must be left by one of the other methods.
+        """
         found = list(self._find_groups())
-        concerned = [group for group in found if group.before_removal or group.after_removal]
+        cuts = [group if group.before_removal else None for group in found[1:]] + [None]
+        concerned = [
+            (group, cut)
+            for group, cut in zip(found, cuts, strict=True)
+            if cut or group.before_removal or group.after_removal
+        ]
         if not concerned:
             return
-        begin = self.dense.units.index(concerned[0].dense[0])
+        first = concerned[0][0]
+        begin = self.dense.units.index(first.dense[0])
         if self.dense.architecture.parallel:
             begin -= begin % len(self.dense.architecture.branches)
         for rows, batch in self._batches(self.dense):
-            entering = batch.embedded if concerned[0].after_removal else self.dense.run(batch, stop=begin)
+            entering = batch.embedded if first.after_removal else self.dense.run(batch, stop=begin)
             self._pruned_streams[rows] = entering
             # What was removed before the first kept sublayer was there in the dense model.
             self._dense_streams[rows] = self.dense.run(batch, stop=begin)
         self._dense_at = begin
-        for group in concerned:
-            yield group
+        for group, cut in concerned:
+            yield group, cut
             self.damage.advance(100 / len(concerned))
 
     def _find_groups(self) -> Iterator[_Group]:
@@ -377,11 +395,13 @@ class _FrontToBack:
             maps += [(module, matrix_of(module) @ change.to(matrix_of(module))) for module in readers]
         return _Change(maps)
 
-    def fit_writes(self, group: _Group, *, widest: bool) -> tuple[_Change, dict[str, float]]:
-        """Solves the output projections of a group; to be left by `leave`, whether the change is made or not.
+    def fit_writes(self, group: _Group, *, widest: bool, cut: _Group | None = None) -> tuple[_Change, dict[str, float]]:
+        """Solves the output projections of a group for the stream after it, or after a group that follows.
 
         Args:
             widest: whether a projection may change in any way; else only by a map of what it gave.
+            cut: the group that follows. Without it the group is to be left by `leave`, whether the change is made or
+                not.
 
         Returns:
             The change, and by dense unit the share of the error on held-out tokens that it leaves.
@@ -391,7 +411,8 @@ class _FrontToBack:
             self.pruned.architecture.branches[unit.kind].of(block)
             for unit, block in zip(group.pruned, blocks, strict=True)
         ]
-        self._advance_dense(group)
+        if cut is None:
+            self._advance_dense(group)
         if not all(branch.projection for branch in branches):
             return _Change([]), {}
         projections: list[nn.Module] = [
@@ -414,6 +435,11 @@ class _FrontToBack:
                 dim=-1,
             )
             meant = self._dense_streams[rows].to(after.device)
+            if cut is not None:
+                samples = self.damage.text
+                after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
+                batch_of_dense = self.dense.prepare(samples.input_ids[rows], samples.attention_mask[rows])
+                meant = self.dense.run(batch_of_dense, start=self._dense_at, stop=cut.dense_stop, stream=meant)
             self._add(moments, rows, batch, features * scale, *lacking(after, meant, gain))
         change, left = moments.solve(self.ridges)
         parts = torch.split(change, widths, dim=1)

@@ -1,0 +1,159 @@
+"""What pruned models are worth: loss and KL on the evaluation text, tasks; each model is measured once and kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from depthcut.evaluation.compare import software
+from depthcut.evaluation.harness import model_digest
+from depthcut.evaluation.language import compare_language
+from depthcut.evaluation.questions import Answers
+from depthcut.evaluation.retention import AVERAGE
+from depthcut.journal import Journal
+from depthcut.model.stream import DecoderStream
+from depthcut.pipeline import repair
+from depthcut.recipe import Recipe
+from depthcut.recovery import check_recoveries
+from depthcut.session import Session
+from depthcut.surgery import apply
+from depthcut.types import InputError, Measurement, Plan
+
+DENSE, PRUNED = "dense", "pruned"
+NOT_REPAIRED = "none"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One pruned model to measure.
+
+    Attributes:
+        recover: repairs after the removal, as `--recover` has them.
+    """
+
+    plan: Plan
+    recover: str = NOT_REPAIRED
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], str]:
+        """Two candidates are the same model exactly when their keys are equal."""
+        return tuple(map(str, self.plan.removed)), self.recover
+
+
+def prepare(recipe: Recipe, recovers: Sequence[str], session: Callable[[Recipe], Session]) -> Session:
+    """The session that serves all repairs, with the text that they are fitted to.
+
+    Raises:
+        InputError: a repair is unknown, named twice, or cannot be made on such a model.
+    """
+    if len(set(recovers)) != len(recovers):
+        raise InputError(f"a repair is named twice among {', '.join(recovers)}; name each once")
+    repairs = [name for name in recovers if name != NOT_REPAIRED]
+    for name in recovers:
+        recipe.model_copy(update={"recover": name}).check()
+    prepared = session(recipe.model_copy(update={"recover": repairs[0] if repairs else NOT_REPAIRED}))
+    for name in repairs:
+        chain = recipe.model_copy(update={"recover": name}).recoveries
+        check_recoveries(chain, prepared.source.architecture, prepared.source.config)
+    return prepared
+
+
+class Quality:
+    """Measures pruned models of a loaded session; what a killed process measured is not measured again.
+
+    Args:
+        file: journal of what was measured.
+    """
+
+    def __init__(self, session: Session, file: Path) -> None:
+        assert session.stream is not None and session.evaluation is not None
+        self.session, self.stream, self.evaluation = session, session.stream, session.evaluation
+        settings = {
+            "model": session.source.provenance.digest,
+            "dtype": session.source.provenance.dtype,
+            "evaluation": session.evaluation.description.digest,
+        }
+        self._journal = Journal(file, settings)
+        self._known = {
+            (tuple(line["removed"]), line["recover"]): [Measurement(**row) for row in line["measurements"]]
+            for line in self._journal.lines
+        }
+
+    @property
+    def dense(self) -> list[Measurement]:
+        """What was measured of the dense model beside the others; known after the first of them."""
+        return self._known[(), NOT_REPAIRED]
+
+    def of(self, candidate: Candidate) -> list[Measurement]:
+        """What was measured of a candidate."""
+        return self._known[candidate.key]
+
+    def measure(self, candidates: Sequence[Candidate]) -> None:
+        """Measures those that are not known yet, side by side, so that they share the dense model's pass."""
+        missing = {each.key: each for each in candidates if each.key not in self._known and each.plan.removed}
+        if not missing:
+            return
+        architecture = self.session.source.architecture
+        streams = {
+            str(place): DecoderStream(self._model(candidate), architecture)
+            for place, candidate in enumerate(missing.values())
+        }
+        measured = compare_language(self.stream, streams, self.evaluation)
+        asked: list[Measurement] = []
+        for place, candidate in enumerate(missing.values()):
+            answers = self._ask(str(candidate.key), streams[str(place)], candidate)
+            asked = self.session.questions.compare(self._dense_answers, answers, self.stream.model)
+            self._keep(candidate.key, _of_model(str(place), measured) + _of_model(PRUNED, asked))
+        if ((), NOT_REPAIRED) not in self._known:
+            self._keep(((), NOT_REPAIRED), _of_model(DENSE, [*measured, *asked]))
+
+    def _model(self, candidate: Candidate):  # type: ignore[no-untyped-def]
+        cut = apply(self.stream.model, self.session.source.architecture, candidate.plan.removed)
+        recipe = self.session.recipe.model_copy(update={"recover": candidate.recover})
+        session = replace(self.session, recipe=recipe, repairs=candidate.recover != NOT_REPAIRED)
+        return repair(session, candidate.plan, cut, None)[0]
+
+    @functools.cached_property
+    def _dense_answers(self) -> Answers:
+        return self._ask_model(DENSE, self.stream, self._dense_digest)
+
+    @functools.cached_property
+    def _dense_digest(self) -> str:
+        return model_digest(self.session.source) if self.session.questions.suite else ""
+
+    def _ask(self, name: str, stream: DecoderStream, candidate: Candidate) -> Answers:
+        """Asks a model that lies in no file, known by what it was made from and how."""
+        recovery = self.session.recovery.description.digest if self.session.recovery else ""
+        made = [self._dense_digest, *candidate.key, recovery, self.session.recipe.seed, software()["depthcut"]]
+        return self._ask_model(name, stream, hashlib.sha256(json.dumps(made).encode()).hexdigest())
+
+    def _ask_model(self, name: str, stream: DecoderStream, digest: str) -> Answers:
+        return self.session.questions.ask(name, stream.model, self.session.tokenizer, digest)
+
+    def _keep(self, key: tuple[tuple[str, ...], str], measurements: list[Measurement]) -> None:
+        self._known[key] = measurements
+        rows = [measurement.model_dump() for measurement in measurements]
+        self._journal.add({"removed": list(key[0]), "recover": key[1], "measurements": rows})
+
+
+def _of_model(name: str, measurements: Sequence[Measurement]) -> list[Measurement]:
+    return [measurement for measurement in measurements if measurement.model == name]
+
+
+def value_of(name: str, measurements: Sequence[Measurement]) -> float | None:
+    """A measurement's value by its name, None where there is none."""
+    return next((measurement.value for measurement in measurements if measurement.name == name), None)
+
+
+def main_score(measurements: Sequence[Measurement]) -> str | None:
+    """The name of the one score that stands for all tasks: their average, or the only task's usual metric."""
+    names = [row.name for row in measurements if "/" in row.name]
+    for ending in (f"{AVERAGE}/accuracy", "/acc_norm", "/acc"):
+        found = [name for name in names if name == ending or (ending.startswith("/") and name.endswith(ending))]
+        if found:
+            return found[0]
+    return None

@@ -55,6 +55,7 @@ from depthcut.options import (
     UnitOption,
     comma_separated,
 )
+from depthcut.study_command import app as study_app
 from depthcut.terminal import print_measurements
 from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
 
@@ -73,6 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("eval")(evaluate)
+app.add_typer(study_app, name="study")
 
 
 @app.command()

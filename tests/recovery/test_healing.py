@@ -19,7 +19,7 @@ from depthcut.calibration import Samples
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX
 from depthcut.model.stream import DecoderStream
 from depthcut.objectives import KL
-from depthcut.recovery import RECOVERIES, Damage, parse_recovery
+from depthcut.recovery import RECOVERIES, Damage, emulate, parse_recovery
 from depthcut.recovery.distill import Distill
 from depthcut.recovery.lora import LoRA, QLoRA
 from depthcut.recovery.partial import Partial
@@ -50,6 +50,22 @@ def quick_collection():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.mark.parametrize("goal", ["lm", "mse", "kd"])
+def test_maps_in_place_of_sublayers_are_trained_further(pruned_pair, goal):
+    """What a map of the stream cannot tell of the one sublayer, training lets it do about the other."""
+    dense, pruned, removed = pruned_pair
+    damage = damage_to(dense, removed)
+    low_rank = emulate.LowRank(rank=4, train=goal, steps=30, batch_size=4, learning_rate=1e-2)
+    solved = dataclasses.replace(low_rank, train="none").repair(damage, pruned).model
+    repaired = low_rank.repair(damage, pruned)
+    assert repaired.curve[-1][1] < repaired.curve[0][1]
+    changed = {n for n, p in repaired.model.named_parameters() if not torch.equal(p, solved.get_parameter(n))}
+    assert changed == {n for n, _ in solved.named_parameters() if "emulation." in n}
+    assert set(repaired.units) == {"1.attn", "3.ffn"}
+    judged = damage.judge("loss" if goal == "lm" else "kl", damage.text)
+    assert judged(repaired.model) < judged(solved)
 
 
 def name(recovery):

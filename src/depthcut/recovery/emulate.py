@@ -7,8 +7,8 @@ They live in the checkpoint, which loads through depthcut or the code beside it;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,6 +17,9 @@ from depthcut.model.architectures import Architecture
 from depthcut.model.bypass import Emulation
 from depthcut.recovery import RECOVERIES, Damage, Repaired
 from depthcut.recovery.moments import FITTED, HELD_OUT, Moments, held_out_sequences
+from depthcut.recovery.training.folder import training_folder
+from depthcut.recovery.training.goals import Goal, NextToken, ask_teacher, follow_stream
+from depthcut.recovery.training.schedule import Count, Rate, Schedule, counting_sequences, training_rows
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
@@ -57,7 +60,7 @@ class Bias:
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Schedule):
     """Reduced-rank ridge regression of what each removed unit added on the stream that entered it.
 
     Costs one forward pass of the decoder, and one more for every group of units whose moments fit the memory budget.
@@ -65,13 +68,23 @@ class LowRank:
     Attributes:
         rank: of the map, at most the hidden size.
         ridges: strengths to choose from, relative to the mean energy of the stream.
+        train: what the solved maps are trained for afterwards: the loss of the text, the dense model's stream before
+            the output head, or its answers. `steps`, `batch_size`, `warmup` and `learning_rate` are of that alone.
+        top_k: tokens of each of the dense model's answers that are kept one by one.
     """
 
+    steps: Count = 200
+    learning_rate: Rate = 1e-3
     rank: int = 16
     ridges: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
+    train: Literal["none", "lm", "mse", "kd"] = "none"
+    top_k: Count = 64
     replaces_units: ClassVar[bool] = True
     judged_by: ClassVar[str] = "kl"
-    num_sequences: ClassVar[int] = 0
+
+    @property
+    def num_sequences(self) -> int:
+        return 0 if self.train == "none" else super().num_sequences
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         """Raises InputError where the rank is out of range."""
@@ -104,7 +117,30 @@ class LowRank:
                 found = moments[unit].solve(self.ridges)
                 damage.advance(100 / len(means))
                 emulations[unit], left[str(unit)] = self._emulation(damage, moments[unit], *means[unit], *found)
-        return Repaired(_replaced(damage, emulations), left)
+        solved = Repaired(_replaced(damage, emulations), left)
+        return solved if self.train == "none" else self._trained(damage, solved)
+
+    def _trained(self, damage: Damage, solved: Repaired) -> Repaired:
+        """The same with its maps trained further."""
+        from depthcut.recovery.training.weights import train_weights  # the Trainer takes a second to import
+
+        rows = training_rows(damage.text, self.num_sequences, damage.seed)
+        asked = 0 if self.train == "lm" else len(torch.unique(rows))
+        damage = counting_sequences(damage, asked + self.num_sequences)
+        names = [
+            f"{path}.{name}"
+            for path, module in solved.model.named_modules()
+            if isinstance(module, Emulation)
+            for name, _ in module.named_parameters()
+        ]
+        with training_folder(damage, self, solved.model) as folder, torch.enable_grad():
+            goal: Goal = NextToken(damage.text)
+            if self.train == "mse":
+                goal = follow_stream(damage, rows, folder)
+            elif self.train == "kd":
+                goal = ask_teacher(damage, rows, self.top_k, folder)
+            trained = train_weights(damage, solved.model, names, goal, self, self.learning_rate, folder)
+        return replace(trained, units=solved.units)
 
     def _emulation(
         self,

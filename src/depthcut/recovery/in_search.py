@@ -2,8 +2,9 @@
 
 The repair of a set is a function of the set alone, so that candidates can be evaluated in any order and from where they
 differ from what is removed so far: front to back, the output projection of the last kept sublayer before each removed
-run is solved so that the stream after it is the dense stream after the run (as in `refit.py`, with one ridge). Nothing
-of it is kept: what the search finds is repaired anew.
+run is solved so that the stream after it is the dense stream after the run (as in `refit.py`, with one ridge). Each
+half of the text goes through projections that were fitted to the other half, else the search would choose what is
+learnt by heart. Nothing of it is kept: what the search finds is repaired anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -23,9 +25,12 @@ from depthcut.journal import Journal
 from depthcut.model.architectures import Architecture, Branch
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
-from depthcut.recovery.moments import FITTED, Moments
+from depthcut.recovery.moments import Moments
 from depthcut.recovery.projections import calls_of, gain_after, lacking, matrix_of, reach, replace_matrix
 from depthcut.types import InputError, Unit
+
+FOLDS = 2
+"""Batch i belongs to part i modulo this of the text, and a part is repaired by what the others taught."""
 
 RIDGE = 0.5
 """About what held-out tokens choose for the projection before a removed run."""
@@ -46,18 +51,22 @@ def check_search_recover(architecture: Architecture, config: PreTrainedConfig) -
         )
 
 
+Weights = tuple[torch.Tensor, ...]
+
+
 @dataclass(frozen=True)
 class _Repaired:
     """A set that was run over the whole text.
 
     Attributes:
-        weights: new matrices by position of the sublayer whose output projection has them.
+        weights: new matrices by position of the sublayer whose output projection has them, one for each part of the
+            text.
         streams: (sequences, length, hidden) before the final norm, batch by batch.
         runs: sublayers that each sequence went through.
     """
 
     removed: Removed
-    weights: dict[int, torch.Tensor]
+    weights: dict[int, Weights]
     streams: list[torch.Tensor]
     runs: int
 
@@ -65,8 +74,8 @@ class _Repaired:
 class RepairedAblation(Ablation):
     """What the output loses without a set of units once the projections before them are solved anew.
 
-    Fitted to the text that it is evaluated on. A set costs what it costs without repair, two more sublayers and the
-    moments of one for each removed run.
+    A set costs what it costs without repair, two more sublayers and the moments of one for each removed run. Text of
+    one batch is not repaired: there is nothing else to learn from.
     """
 
     def __init__(
@@ -83,7 +92,7 @@ class RepairedAblation(Ablation):
             stream, samples, objective, journal=journal, batch_size=batch_size, memory_budget=memory_budget // 2
         )
         self._dense = Ablation(stream, samples, objective, batch_size=batch_size, memory_budget=memory_budget // 2)
-        self._base_weights: dict[int, torch.Tensor] = {}
+        self._base_weights: dict[int, Weights] = {}
         self._latest: _Repaired | None = None
 
     def rebase(self, removed: Collection[Unit]) -> None:
@@ -104,7 +113,7 @@ class RepairedAblation(Ablation):
         return super().per_sequence(sets, batches, advance)
 
     def entering(self, index: int, position: int) -> torch.Tensor:
-        with self._replaced(self._base_weights):
+        with self._replaced(self._base_weights, index % FOLDS):
             return super().entering(index, position)
 
     def _start(self, removed: Removed) -> int:
@@ -134,8 +143,7 @@ class RepairedAblation(Ablation):
             if weight is not None:
                 weights[last] = weight
                 num_solved += 1
-            with self._replaced(weights):
-                streams = self._advance(streams, removed, last, stop)
+            streams = self._advance(streams, removed, last, stop, weights)
             position = stop
         streams = self._advance(streams, removed, position, len(units))
         runs = num_solved + sum(unit not in removed for unit in units[start:])
@@ -150,26 +158,34 @@ class RepairedAblation(Ablation):
                 kept = (stop for stop in range(place + 2, len(units)) if units[stop] not in removed)
                 yield place, next(kept, len(units))
 
-    def _advance(self, streams: Sequence[torch.Tensor], removed: Removed, start: int, stop: int) -> list[torch.Tensor]:
-        return [
-            self.stream.run(kept.batch, removed, start=start, stop=stop, stream=stream)
-            for kept, stream in zip(self._batches, streams, strict=True)
-        ]
+    def _advance(
+        self,
+        streams: Sequence[torch.Tensor],
+        removed: Removed,
+        start: int,
+        stop: int,
+        weights: Mapping[int, Weights] = MappingProxyType({}),
+    ) -> list[torch.Tensor]:
+        advanced = []
+        for index, (kept, stream) in enumerate(zip(self._batches, streams, strict=True)):
+            with self._replaced(weights, index % FOLDS):
+                advanced.append(self.stream.run(kept.batch, removed, start=start, stop=stop, stream=stream))
+        return advanced
 
-    def _solve(self, streams: Sequence[torch.Tensor], removed: Removed, place: int, stop: int) -> torch.Tensor | None:
-        """The new matrix of a sublayer's output projection; None where the sublayer has none.
+    def _solve(self, streams: Sequence[torch.Tensor], removed: Removed, place: int, stop: int) -> Weights | None:
+        """The new matrices of a sublayer's output projection; None where the sublayer has none, or the text one batch.
 
         Args:
             streams: entering the sublayer.
             stop: where the removed run after it ends.
         """
         block, branch = self._branch(place)
-        if not branch.projection:
+        if not branch.projection or len(streams) < FOLDS:
             return None
         projection: nn.Module = attrgetter(branch.projection)(block)
         matrix = matrix_of(projection)
         gain = gain_after(block, branch, streams[0].shape[-1])
-        moments = Moments(matrix.shape[1], len(gain), matrix.dtype)
+        moments = Moments(matrix.shape[1], len(gain), matrix.dtype, num_parts=FOLDS)
         for index, (kept, entering) in enumerate(zip(self._batches, streams, strict=True)):
             with calls_of([projection], entering.shape[:-1]) as calls:
                 after = self.stream.run(kept.batch, removed, start=place, stop=place + 1, stream=entering)
@@ -177,8 +193,8 @@ class RepairedAblation(Ablation):
             inputs = inputs * reach(after - entering, written, gain)
             targets, weights = lacking(after, self._dense.entering(index, stop), gain)
             tokens = kept.batch.token_mask
-            moments.add(inputs[tokens], targets[tokens], weights[tokens], FITTED)
-        return matrix + moments.fit(RIDGE).to(matrix)
+            moments.add(inputs[tokens], targets[tokens], weights[tokens], index % FOLDS)
+        return tuple(matrix + moments.fit(RIDGE, without=part).to(matrix) for part in range(FOLDS))
 
     def _branch(self, place: int) -> tuple[nn.Module, Branch]:
         unit = self.stream.units[place]
@@ -186,8 +202,8 @@ class RepairedAblation(Ablation):
         return block, self.stream.architecture.branches[unit.kind].of(block)
 
     @contextmanager
-    def _replaced(self, weights: Mapping[int, torch.Tensor]) -> Iterator[None]:
-        """While open, output projections have other matrices."""
+    def _replaced(self, weights: Mapping[int, Weights], part: int) -> Iterator[None]:
+        """While open, output projections have the matrices for a part of the text."""
         modules = {}
         for place in weights:
             block, branch = self._branch(place)
@@ -195,7 +211,7 @@ class RepairedAblation(Ablation):
         before = {place: module.weight for place, module in modules.items()}
         try:
             for place, module in modules.items():
-                replace_matrix(module, weights[place])
+                replace_matrix(module, weights[place][part])
             yield
         finally:
             for place, module in modules.items():

@@ -35,13 +35,16 @@ class Moments:
         num_targets: outputs that are regressed on them.
         dtype: of the model that they come from. Where it has 16 bits the products of one call are taken in float32;
             sums over calls are float64 always.
+        num_parts: of the text, whose sums are kept apart.
     """
 
-    def __init__(self, num_inputs: int, num_targets: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, num_inputs: int, num_targets: int, dtype: torch.dtype = torch.float32, num_parts: int = 2
+    ) -> None:
         self._product_dtype = torch.float32 if dtype.itemsize == 2 else torch.float64
-        self._inputs = torch.zeros(2, num_inputs, num_inputs, dtype=torch.float64)
-        self._products = torch.zeros(2, num_inputs, num_targets, dtype=torch.float64)
-        self._energy = torch.zeros(2, num_targets, dtype=torch.float64)
+        self._inputs = torch.zeros(num_parts, num_inputs, num_inputs, dtype=torch.float64)
+        self._products = torch.zeros(num_parts, num_inputs, num_targets, dtype=torch.float64)
+        self._energy = torch.zeros(num_parts, num_targets, dtype=torch.float64)
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, part: int) -> None:
         """Adds tokens.
@@ -50,7 +53,7 @@ class Moments:
             inputs: (tokens, inputs).
             targets: (tokens, targets).
             weights: (tokens,), how much each token counts.
-            part: `FITTED` or `HELD_OUT`.
+            part: which sums they go to; `solve` knows `FITTED` and `HELD_OUT`.
         """
         inputs, targets, weights = (values.to("cpu", self._product_dtype) for values in (inputs, targets, weights))
         weighted = inputs * weights[:, None]
@@ -77,10 +80,11 @@ class Moments:
             chosen = counted & (held_out == (part == HELD_OUT)).to(counted.device)[:, None]
             self.add(inputs[chosen], targets[chosen], weights[chosen], part)
 
-    def fit(self, ridge: float) -> torch.Tensor:
-        """(targets, inputs) the map that `solve` would give if it had this ridge alone and held nothing out."""
-        total = self.inputs
-        return _solve(total + ridge * _penalty(total), self._products.sum(dim=0)).T.contiguous()
+    def fit(self, ridge: float, without: int) -> torch.Tensor:
+        """(targets, inputs) the map by ridge regression, for all targets alike, that all parts but one give."""
+        inputs = self.inputs - self._inputs[without]
+        products = self._products.sum(dim=0) - self._products[without]
+        return _solve(inputs + ridge * _penalty(inputs), products).T.contiguous()
 
     def solve(self, ridges: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """The map that predicts the targets, by ridge regression towards zero.

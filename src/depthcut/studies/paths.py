@@ -11,7 +11,7 @@ from depthcut.planning import find_plan, score_units
 from depthcut.recipe import Recipe
 from depthcut.search.problem import Problem
 from depthcut.session import Session, pose_problem
-from depthcut.types import Plan, UnitChoice
+from depthcut.types import InputError, Plan
 
 PATHS = "paths"
 """Folder of the plans that a study has found, one folder a method."""
@@ -29,6 +29,14 @@ class Method:
     name: str
     recipes: dict[str, Recipe]
     problems: dict[str, Problem]
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raises InputError where none is named, or one twice."""
+    if not methods:
+        raise InputError("no method was named; give some with --methods, for example greedy,shortgpt,uidl")
+    if len(set(methods)) != len(methods):
+        raise InputError(f"a method is named twice among {', '.join(methods)}; name each once")
 
 
 def pose_method(recipe: Recipe, source: ModelSource, name: str, budgets: dict[str, dict[str, str]]) -> Method:
@@ -50,8 +58,8 @@ def pose_method(recipe: Recipe, source: ModelSource, name: str, budgets: dict[st
 def path_of(session: Session, method: Method, folder: Path) -> dict[int, Plan]:
     """Plans that remove one unit, two, and so on to the method's only amount, by their number of units.
 
-    A path is cut where it goes unit by unit; else (`uidl`, `window`) the method is asked for each number anew. Exchanges
-    are left out: they make the last set of a path better and those before it worse.
+    A path is cut where it goes unit by unit; else (`uidl`, `window`) the method is asked for each number anew.
+    Exchanges are left out: they make the last set of a path better and those before it worse.
     """
     (amount, recipe), *_ = method.recipes.items()
     if recipe.swap is None and "swap" in recipe.build_search().__dict__:
@@ -88,9 +96,3 @@ def _plan(session: Session, recipe: Recipe, problem: Problem, folder: Path) -> P
     _, plan = find_plan(replace(session, recipe=recipe), problem, folder)
     plan.write(file)
     return plan
-
-
-def count_label(units: Sequence[UnitChoice]) -> str:
-    """What a number removed is of, for axes and heads of columns."""
-    kinds = sorted(set(units))
-    return f"{' or '.join(kinds)} units removed"

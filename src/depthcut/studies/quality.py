@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from depthcut.evaluation.compare import software
 from depthcut.evaluation.harness import model_digest
@@ -21,10 +24,49 @@ from depthcut.recipe import Recipe
 from depthcut.recovery import check_recoveries
 from depthcut.session import Session
 from depthcut.surgery import apply
-from depthcut.types import InputError, Measurement, Plan
+from depthcut.types import InputError, Measurement, Plan, TextDescription
 
 DENSE, PRUNED = "dense", "pruned"
 NOT_REPAIRED = "none"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that every model gets.
+
+    Attributes:
+        name: of the measurement.
+        label: for people, with the unit of measure.
+        is_log: whether a figure's axis is logarithmic.
+        is_better_less: whether less of it is better.
+    """
+
+    name: str
+    label: str
+    is_log: bool = False
+    is_better_less: bool = True
+
+    @property
+    def short(self) -> str:
+        """The label without its unit of measure."""
+        return self.label.partition(",")[0]
+
+    @property
+    def file_name(self) -> str:
+        return self.name.replace("/", "-")
+
+    def damage(self, value: float) -> float:
+        """The value with a sign such that more is worse; a perplexity's logarithm, which is the loss."""
+        if self.is_log:
+            return math.log(value)
+        return value if self.is_better_less else -value
+
+
+TEXT_MEASURES = (
+    Measure("perplexity", "Perplexity", is_log=True),
+    Measure("kl_to_dense", "KL to dense, nats per token"),
+)
+CHOICE_ENDINGS = ("/acc_norm", "/acc")
 
 
 @dataclass(frozen=True)
@@ -42,6 +84,17 @@ class Candidate:
     def key(self) -> tuple[tuple[str, ...], str]:
         """Two candidates are the same model exactly when their keys are equal."""
         return tuple(map(str, self.plan.removed)), self.recover
+
+
+def label(method: str, recover: str) -> str:
+    """What a line of a table or figure is called."""
+    return method if recover == NOT_REPAIRED else f"{method}, {recover}"
+
+
+def texts_of(session: Session) -> dict[str, TextDescription]:
+    """Descriptions of a session's texts by their use."""
+    texts = {"calibration": session.calibration, "repair": session.recovery, "evaluation": session.evaluation}
+    return {use: text.description for use, text in texts.items() if text is not None}
 
 
 def prepare(recipe: Recipe, recovers: Sequence[str], session: Callable[[Recipe], Session]) -> Session:
@@ -85,12 +138,30 @@ class Quality:
 
     @property
     def dense(self) -> list[Measurement]:
-        """What was measured of the dense model beside the others; known after the first of them."""
+        """What was measured of the dense model; known after the first of the others."""
         return self._known[(), NOT_REPAIRED]
 
     def of(self, candidate: Candidate) -> list[Measurement]:
         """What was measured of a candidate."""
         return self._known[candidate.key]
+
+    def value(self, name: str, candidate: Candidate | None) -> float:
+        """One number of a candidate, or of the dense model where that is None."""
+        measured = self.dense if candidate is None else self.of(candidate)
+        if candidate is None and name == "kl_to_dense":
+            return 0.0
+        return next(measurement.value for measurement in measured if measurement.name == name)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """What was measured: on the text, and one score that stands for all tasks where any were asked."""
+        names = [row.name for row in self.dense]
+        scores = [
+            f"{AVERAGE}/accuracy",
+            *(name for ending in CHOICE_ENDINGS for name in names if name.endswith(ending)),
+        ]
+        found = [name for name in scores if name in names][:1]
+        return [*TEXT_MEASURES, *(Measure(name, f"{name}, share of items", is_better_less=False) for name in found)]
 
     def measure(self, candidates: Sequence[Candidate]) -> None:
         """Measures those that are not known yet, side by side, so that they share the dense model's pass."""
@@ -111,7 +182,7 @@ class Quality:
         if ((), NOT_REPAIRED) not in self._known:
             self._keep(((), NOT_REPAIRED), _of_model(DENSE, [*measured, *asked]))
 
-    def _model(self, candidate: Candidate):  # type: ignore[no-untyped-def]
+    def _model(self, candidate: Candidate) -> PreTrainedModel:
         cut = apply(self.stream.model, self.session.source.architecture, candidate.plan.removed)
         recipe = self.session.recipe.model_copy(update={"recover": candidate.recover})
         session = replace(self.session, recipe=recipe, repairs=candidate.recover != NOT_REPAIRED)
@@ -142,18 +213,3 @@ class Quality:
 
 def _of_model(name: str, measurements: Sequence[Measurement]) -> list[Measurement]:
     return [measurement for measurement in measurements if measurement.model == name]
-
-
-def value_of(name: str, measurements: Sequence[Measurement]) -> float | None:
-    """A measurement's value by its name, None where there is none."""
-    return next((measurement.value for measurement in measurements if measurement.name == name), None)
-
-
-def main_score(measurements: Sequence[Measurement]) -> str | None:
-    """The name of the one score that stands for all tasks: their average, or the only task's usual metric."""
-    names = [row.name for row in measurements if "/" in row.name]
-    for ending in (f"{AVERAGE}/accuracy", "/acc_norm", "/acc"):
-        found = [name for name in names if name == ending or (ending.startswith("/") and name.endswith(ending))]
-        if found:
-            return found[0]
-    return None

@@ -44,9 +44,7 @@ class Table(Record):
 
     def to_markdown(self) -> str:
         """Four significant digits; numbers stand at the right."""
-        numeric = [
-            any(isinstance(row[place], int | float) for row in self.rows) for place in range(len(self.columns))
-        ]
+        numeric = [any(isinstance(row[place], int | float) for row in self.rows) for place in range(len(self.columns))]
         lines = [self.columns, tuple("---:" if is_number else "---" for is_number in numeric)]
         lines += [tuple(_text(cell) for cell in row) for row in self.rows]
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -113,7 +113,9 @@ class Drawing:
         """A line through points in pixels."""
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self._parts.append(f'<polyline class="{style}" fill="none" stroke-width="{width:g}"{dashed} points="{places}"/>')
+        self._parts.append(
+            f'<polyline class="{style}" fill="none" stroke-width="{width:g}"{dashed} points="{places}"/>'
+        )
 
     def mark(self, x: float, y: float, style: str, shape: int = 0, radius: float = 3.5, told: str = "") -> None:
         """A dot, square, triangle or diamond, so that series differ without colour too.
@@ -124,7 +126,7 @@ class Drawing:
         r = radius
         bodies = (
             f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"',
-            f'<rect class="{style}" x="{x - 0.9 * r:.1f}" y="{y - 0.9 * r:.1f}" width="{1.8 * r:g}" height="{1.8 * r:g}"',
+            f'<path class="{style}" d="M{x - 0.9 * r:.1f} {y - 0.9 * r:.1f}h{1.8 * r:g}v{1.8 * r:g}h{-1.8 * r:g}z"',
             f'<path class="{style}" d="M{x:.1f} {y - 1.2 * r:.1f}l{1.15 * r:g} {2 * r:g}h{-2.3 * r:g}z"',
             f'<path class="{style}" d="M{x:.1f} {y - 1.3 * r:.1f}l{1.3 * r:g} {1.3 * r:g}l{-1.3 * r:g} {1.3 * r:g}'
             f'l{-1.3 * r:g} {-1.3 * r:g}z"',

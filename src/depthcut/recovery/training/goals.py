@@ -1,4 +1,4 @@
-"""What training drives down: the loss of the text, or the divergence from the dense model's answers kept on disk.
+"""What training drives down: the loss of the text, or the distance from the dense model's answers kept on disk.
 
 A goal gives what it needs of each sequence beforehand and one number for each position that counts; the Trainer takes
 the mean over all positions of an update, so that neither pads nor the size of the pieces weigh.
@@ -6,27 +6,37 @@ the mean over all positions of an update, so that neither pads nor the size of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
 from depthcut.recovery import Damage
 
 
 class Goal(Protocol):
-    """What is trained for."""
+    """What is trained for.
+
+    Attributes:
+        compares: the logits, or what the output head reads: the stream after the final norm.
+    """
+
+    @property
+    def compares(self) -> Literal["logits", "stream"]: ...
 
     def targets(self, row: int) -> dict[str, torch.Tensor]:
         """Of one sequence: `counted`, (length,) bool, and what `losses` takes of every position, (length, ...)."""
         ...
 
-    def losses(self, logits: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
-        """(positions,) nats per token from (positions, vocabulary) float32 logits and the targets there."""
+    def losses(self, found: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
+        """(positions,) from what is compared, (positions, ...) float32, and the targets there; nats for logits."""
         ...
 
 
@@ -35,14 +45,15 @@ class NextToken:
     """Cross entropy of the next token, where both tokens are there."""
 
     samples: Samples
+    compares: ClassVar[Literal["logits"]] = "logits"
 
     def targets(self, row: int) -> dict[str, torch.Tensor]:
         ids, present = self.samples.input_ids[row], self.samples.attention_mask[row].bool()
         counted = torch.nn.functional.pad(present[:-1] & present[1:], (0, 1))
         return {"counted": counted, "token": ids.roll(-1)}
 
-    def losses(self, logits: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits, targets["token"], reduction="none")
+    def losses(self, found: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(found, targets["token"], reduction="none")
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class Teacher:
     log_p: np.ndarray
     index: np.ndarray
     rest: bool
+    compares: ClassVar[Literal["logits"]] = "logits"
 
     def targets(self, row: int) -> dict[str, torch.Tensor]:
         return {
@@ -72,10 +84,33 @@ class Teacher:
             "index": torch.from_numpy(self.index[row].astype(np.int64)),
         }
 
-    def losses(self, logits: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
+    def losses(self, found: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
         log_p, index = targets["log_p"], targets["index"]
-        found = outcomes(logits.log_softmax(dim=-1), index, self.rest)
-        return (log_p.exp() * (log_p - found)).sum(dim=-1)
+        log_q = outcomes(found.log_softmax(dim=-1), index, self.rest)
+        return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class DenseStream:
+    """Squared distance to what the dense model's output head reads, as a share of that one's squared length.
+
+    Attributes:
+        read: float32 on disk, sequences x length x hidden. Only the rows that are trained on are filled in.
+    """
+
+    samples: Samples
+    read: np.ndarray
+    compares: ClassVar[Literal["stream"]] = "stream"
+
+    def targets(self, row: int) -> dict[str, torch.Tensor]:
+        return {
+            "counted": self.samples.attention_mask[row].bool(),
+            "read": torch.from_numpy(self.read[row].copy()),
+        }
+
+    def losses(self, found: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
+        meant = targets["read"]
+        return (found - meant).square().sum(dim=-1) / meant.square().sum(dim=-1)
 
 
 def outcomes(log_probabilities: torch.Tensor, index: torch.Tensor, rest: bool) -> torch.Tensor:
@@ -86,6 +121,41 @@ def outcomes(log_probabilities: torch.Tensor, index: torch.Tensor, rest: bool) -
     # 1 - the sum would lose all digits where the k tokens take nearly everything.
     others = log_probabilities.scatter(-1, index, -torch.inf).logsumexp(dim=-1, keepdim=True)
     return torch.cat([chosen, others], dim=-1)
+
+
+@contextmanager
+def head_inputs(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+    """Collects what the output head reads, each time that it runs."""
+    read: list[torch.Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    try:
+        yield read
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def follow_stream(damage: Damage, rows: torch.Tensor, folder: Path) -> DenseStream:
+    """Runs the dense model over the rows that are trained on, once, and keeps what its output head reads in a folder.
+
+    What a killed run has finished is used again. Takes 4 bytes of disk a token and channel, and one forward pass.
+    """
+    dense, samples, rows = damage.dense, damage.text, torch.unique(rows)
+    file, finished = folder / "dense_stream.npy", folder / "dense_stream_finished"
+    if finished.is_file():
+        damage.advance(len(rows))
+    else:
+        shape = (*samples.input_ids.shape, dense.model.config.get_text_config().hidden_size)
+        kept = open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+        for chosen in torch.split(rows, damage.batch_size):
+            batch = dense.prepare(samples.input_ids[chosen], samples.attention_mask[chosen])
+            with head_inputs(dense.model) as read:
+                for positions, _ in dense.logits(batch, dense.run(batch)):
+                    kept[chosen.numpy(), positions] = read.pop().float().cpu().numpy()
+            damage.advance(len(chosen))
+        kept.flush()
+        finished.touch()
+    return DenseStream(samples, open_memmap(file, mode="r"))
 
 
 @torch.no_grad()

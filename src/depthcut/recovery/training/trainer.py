@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from depthcut.calibration import Samples
 from depthcut.recovery import Damage
 from depthcut.recovery.training.copies import trained
-from depthcut.recovery.training.goals import Goal
+from depthcut.recovery.training.goals import Goal, head_inputs
 from depthcut.recovery.training.schedule import Schedule, training_rows
 from depthcut.types import InputError
 
@@ -131,10 +131,10 @@ class HealingTrainer(Trainer):  # type: ignore[misc]
         ids, mask, counted = (targets.pop(name) for name in ("input_ids", "attention_mask", "counted"))
         # Without pads the attention is plainly causal, which is quicker.
         attention_mask = None if bool(mask.all()) else mask
-        logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
-        losses = self.goal.losses(
-            logits[counted].float(), **{name: values[counted] for name, values in targets.items()}
-        )
+        with head_inputs(self.accelerator.unwrap_model(model)) as read:
+            logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
+        found = logits if self.goal.compares == "logits" else read[0]
+        losses = self.goal.losses(found[counted].float(), **{name: values[counted] for name, values in targets.items()})
         return losses.sum() / num_items_in_batch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,0 +1,202 @@
+"""`compare`: methods against each other where each removes the same shares of the parameters, on the same texts.
+
+The tables of FinerCut (arXiv 2405.18218, table 1) and ShortGPT (arXiv 2403.03853, table 2): every method sees the same
+calibration text and plans each amount as `prune` would. Units differ in size, so shares are met from above by less than
+one unit; the tables say what was removed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from depthcut.progress import progress
+from depthcut.recipe import Recipe
+from depthcut.session import Session, find_model
+from depthcut.studies.charts import Curve, curve_chart
+from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
+from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
+from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
+from depthcut.types import InputError, Plan
+from depthcut.workspace import check_output
+
+
+def compare(
+    recipe: Recipe,
+    output: Path,
+    *,
+    methods: Sequence[str],
+    ratios: Sequence[str],
+    recovers: Sequence[str] = (NOT_REPAIRED,),
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str = "",
+) -> Study:
+    """Measures every method at every share of the parameters.
+
+    Args:
+        recipe: the model, the texts and the tasks.
+        ratios: shares of the parameters to remove, such as `25%`.
+        recovers: repairs to measure each pruned model with; `none` is the model as it was cut.
+
+    Returns:
+        What `study.json` in the output holds.
+
+    Raises:
+        InputError: something cannot be done; found before weights load where that is possible.
+    """
+    check_methods(methods)
+    budgets = {ratio: {"budget": f"parameters={1 - _share(ratio):.6g}"} for ratio in ratios}
+    if not budgets or len(budgets) < len(ratios):
+        raise InputError(f"the ratios {', '.join(ratios) or 'given'} are not one or more different ones; write 10%,25%")
+    check_output(output, overwrite=overwrite, resume=resume)
+    source = find_model(recipe)
+    posed = [pose_method(recipe, source, name, budgets) for name in methods]
+    first = next(iter(posed[0].recipes.values()))
+    session = prepare(first, recovers, lambda each: Session.prepare(each, source))
+    settings = recipe.model_dump(mode="json") | {
+        "methods": list(methods),
+        "ratios": list(ratios),
+        "recovers": list(recovers),
+    }
+    with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
+        loaded = session.load()
+        plans = {method.name: plans_of(loaded, method, folder) for method in posed}
+        quality = Quality(loaded, folder / "measured.jsonl")
+        with progress("measuring", len(ratios)) as advance:
+            for ratio in ratios:
+                quality.measure([Candidate(each[ratio], recover) for each in plans.values() for recover in recovers])
+                advance(1)
+        found = _Found(posed, plans, recovers, quality)
+        return write_study(
+            folder,
+            "compare",
+            command=command,
+            settings=settings,
+            model=source.provenance,
+            texts=texts_of(loaded),
+            findings=found.findings(),
+            tables=[*found.wide_tables(), found.table()],
+            figures=found.figures(source.provenance.source),
+        )
+
+
+def _share(ratio: str) -> float:
+    """Reads `25%`. Raises InputError on anything else, and on none or all."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", ratio)
+    if match is None or not 0 < float(match[1]) < 100:
+        raise InputError(f"{ratio!r} is no share of the parameters; write one above 0% and below 100%, such as 25%")
+    return float(match[1]) / 100
+
+
+class _Found:
+    """The tables, when all is measured."""
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        plans: dict[str, dict[str, Plan]],
+        recovers: Sequence[str],
+        quality: Quality,
+    ) -> None:
+        self.plans, self.quality = plans, quality
+        self.sizes = next(iter(methods[0].problems.values())).sizes
+        self.lines = [(name, recover) for name in plans for recover in recovers]
+
+    def _value(self, measure: Measure, name: str, recover: str, ratio: str) -> float:
+        return self.quality.value(measure.name, Candidate(self.plans[name][ratio], recover))
+
+    def _removed(self, name: str, ratio: str) -> float:
+        removed = self.plans[name][ratio].removed
+        return 100 * (1 - self.sizes.parameters_without(removed) / self.sizes.parameters)
+
+    @property
+    def ratios(self) -> list[str]:
+        return list(next(iter(self.plans.values())))
+
+    def findings(self) -> list[str]:
+        """The best line of every ratio by every measure."""
+        sentences = []
+        for measure in self.quality.measures:
+            for ratio in self.ratios:
+                damages = {line: measure.damage(self._value(measure, *line, ratio)) for line in self.lines}
+                best = min(damages, key=damages.__getitem__)
+                value = self._value(measure, *best, ratio)
+                sentences.append(f"{measure.short} without {ratio}: best is {label(*best)}, {value:.4g}")
+        return sentences
+
+    def wide_tables(self) -> list[Table]:
+        """One table a measure as papers have them: a row a method, a column a ratio."""
+        tables = []
+        for measure in self.quality.measures:
+            dense = self.quality.value(measure.name, None)
+            rows: list[tuple[Cell, ...]] = [("dense", "", *([dense] * len(self.ratios)))]
+            rows += [
+                (name, recover, *(self._value(measure, name, recover, ratio) for ratio in self.ratios))
+                for name, recover in self.lines
+            ]
+            columns = ("Method", "Repair", *(f"−{ratio}" for ratio in self.ratios))
+            tables.append(Table(name=measure.file_name, title=measure.label, columns=columns, rows=tuple(rows)))
+        return tables
+
+    def table(self) -> Table:
+        rows: list[tuple[Cell, ...]] = []
+        for name, recover in self.lines:
+            for ratio, plan in self.plans[name].items():
+                measured = self.quality.of(Candidate(plan, recover))
+                values = {row.name: row for row in measured}
+                loss, kl = values["loss/difference"], values["kl_to_dense"]
+                units = " ".join(map(str, plan.removed))
+                rows.append(
+                    (
+                        name,
+                        recover,
+                        ratio,
+                        plan.unit,
+                        self._removed(name, ratio),
+                        loss.value,
+                        loss.stderr,
+                        kl.value,
+                        kl.stderr,
+                        plan.cost.seconds,
+                        units,
+                    )
+                )
+        columns = (
+            "Method",
+            "Repair",
+            "Ratio",
+            "Unit",
+            "Parameters removed, %",
+            "Loss over dense, nats per token",
+            "±",
+            "KL to dense, nats per token",
+            "±",
+            "Found in, s",
+            "Removed",
+        )
+        return Table(name="compare", title="Every model", columns=columns, rows=tuple(rows))
+
+    def figures(self, model: str) -> list[Figure]:
+        figures = []
+        names = list(self.plans)
+        for measure in self.quality.measures:
+            dense = self.quality.value(measure.name, None)
+            curves = []
+            for name, recover in self.lines:
+                points = [
+                    (self._removed(name, each), self._value(measure, name, recover, each)) for each in self.ratios
+                ]
+                curves.append(
+                    Curve(
+                        name=label(name, recover),
+                        points=((0.0, dense), *sorted(points)),
+                        colour=names.index(name),
+                        is_dashed=recover != NOT_REPAIRED,
+                    )
+                )
+            title = f"{measure.short} of {model} by method at equal parameters"
+            svg = curve_chart(title, "parameters removed, %", measure.label, curves, is_log=measure.is_log)
+            figures.append(Figure(measure.file_name, title, svg))
+        return figures

@@ -1,0 +1,92 @@
+"""What the output loses without each unit alone, item by item: the ground that two studies stand on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from depthcut.calibration import Samples
+from depthcut.model.architectures import Architecture
+from depthcut.planning import make_ablation
+from depthcut.progress import progress
+from depthcut.session import Session
+from depthcut.studies.ranks import spearman
+from depthcut.types import Removal, Unit
+
+
+@dataclass(frozen=True)
+class Importances:
+    """Damage by each removal alone.
+
+    Attributes:
+        removals: units, or all the units of a block.
+        items: (removals, sequences or questions), float64: the objective without the removal minus that of the whole
+            model.
+        weights: (sequences or questions,), which sum to 1.
+    """
+
+    removals: tuple[Removal, ...]
+    items: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def names(self) -> list[str]:
+        """`17` for a block, `17.attn` for a sublayer."""
+        return [str(removal[0]) if len(removal) == 1 else str(removal[0].layer) for removal in self.removals]
+
+    @property
+    def values(self) -> list[float]:
+        """The mean over items, larger = more damage."""
+        return (self.items @ self.weights).tolist()
+
+    @property
+    def standard_errors(self) -> list[float | None]:
+        """Of the means, over the items' differences; None of one item."""
+        num_items = self.items.shape[1]
+        if num_items < 2:
+            return [None] * len(self.removals)
+        return (self.items.std(dim=1) / math.sqrt(num_items)).tolist()
+
+    @property
+    def reliability(self) -> float | None:
+        """The rank correlation with itself on other items: that of its odd and even items, stepped up to all of them.
+
+        Two tasks cannot agree better than each does with itself. Stepped up by the formula of Spearman and Brown.
+        """
+        halves = [(self.items[:, begin::2] @ _shares(self.weights[begin::2])).tolist() for begin in (0, 1)]
+        correlation = spearman(*halves) if self.items.shape[1] > 1 else None
+        return None if correlation is None or correlation <= -1 else 2 * correlation / (1 + correlation)
+
+    def least(self, count: int) -> list[Removal]:
+        """The removals of least damage; of equals the deeper one first."""
+        order = sorted(
+            zip(self.values, self.removals, strict=True), key=lambda pair: (pair[0], -pair[1][0].layer, pair[1][0].kind)
+        )
+        return [removal for _, removal in order[:count]]
+
+
+def leave_one_out(
+    session: Session, text: Samples, objective: str, removals: Sequence[Removal], journal: Path
+) -> Importances:
+    """Evaluates every removal alone, and the whole model; what a killed process found is not evaluated again."""
+    ablation = make_ablation(session, text, objective, journal)
+    sets: list[frozenset[Unit]] = [frozenset(), *map(frozenset, removals)]
+    with progress(f"leaving one out, {objective}", ablation.num_batches) as advance:
+        found = ablation.per_sequence(sets, range(ablation.num_batches), advance)
+    return Importances(tuple(removals), found[1:] - found[0], ablation.weights)
+
+
+def single_removals(architecture: Architecture, num_blocks: int, unit: str) -> list[Removal]:
+    """Every block, every sublayer, or every sublayer of a kind, in order of execution."""
+    units = architecture.units(num_blocks)
+    if unit == "block":
+        return [tuple(each for each in units if each.layer == layer) for layer in range(num_blocks)]
+    return [(each,) for each in units if unit in ("sublayer", each.kind)]
+
+
+def _shares(weights: torch.Tensor) -> torch.Tensor:
+    return weights / weights.sum()

@@ -1,0 +1,158 @@
+"""`sweep`: quality after each removal of one path a method, healed or not, and where it collapses.
+
+The curves of UIDL (arXiv 2403.17887, figures 1 and 3) and "A deeper look at depth pruning of LLMs" (arXiv 2407.16286,
+figures 2 and 3): every method's units leave in its own order, and every model on the way is measured on the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from depthcut.evaluation.collapse import find_collapse
+from depthcut.progress import progress
+from depthcut.recipe import Recipe
+from depthcut.session import Session, find_model
+from depthcut.studies.charts import Curve, curve_chart
+from depthcut.studies.paths import Method, check_methods, path_of, pose_method
+from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
+from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
+from depthcut.types import InputError, Plan
+from depthcut.workspace import check_output
+
+
+def sweep(
+    recipe: Recipe,
+    output: Path,
+    *,
+    methods: Sequence[str],
+    every: int = 1,
+    recovers: Sequence[str] = (NOT_REPAIRED,),
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str = "",
+) -> Study:
+    """Measures models along one path a method.
+
+    Args:
+        recipe: the model, the texts, the tasks, and in `remove` where the paths end.
+        methods: whose paths are walked along.
+        every: distance of the measured points, in units; the end of a path is always one.
+        recovers: repairs to measure each point with; `none` is the model as it was cut.
+
+    Returns:
+        What `study.json` in the output holds.
+
+    Raises:
+        InputError: something cannot be done; found before weights load where that is possible.
+    """
+    if every < 1:
+        raise InputError(f"points cannot lie {every} units apart; give --every 1 or more")
+    check_methods(methods)
+    check_output(output, overwrite=overwrite, resume=resume)
+    source = find_model(recipe)
+    posed = [pose_method(recipe, source, name, {"end": {"remove": recipe.remove or ""}}) for name in methods]
+    session = prepare(recipe, recovers, lambda each: Session.prepare(each, source))
+    settings = recipe.model_dump(mode="json") | {"methods": list(methods), "every": every, "recovers": list(recovers)}
+    with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
+        loaded = session.load()
+        paths = {method.name: path_of(loaded, method, folder) for method in posed}
+        quality = Quality(loaded, folder / "measured.jsonl")
+        points = {name: _points(plans, every) for name, plans in paths.items()}
+        counts = sorted({count for plans in points.values() for count in plans})
+        with progress("measuring", len(counts)) as advance:
+            for count in counts:
+                plans = [plans[count] for plans in points.values() if count in plans]
+                quality.measure([Candidate(plan, recover) for plan in plans for recover in recovers])
+                advance(1)
+        found = _Found(posed, points, recovers, quality)
+        return write_study(
+            folder,
+            "sweep",
+            command=command,
+            settings=settings,
+            model=source.provenance,
+            texts=texts_of(loaded),
+            findings=found.findings(),
+            tables=[found.table()],
+            figures=found.figures(source.provenance.source),
+        )
+
+
+def _points(plans: dict[int, Plan], every: int) -> dict[int, Plan]:
+    return {count: plan for count, plan in plans.items() if count % every == 0 or count == len(plans)}
+
+
+class _Found:
+    """The curves, when all is measured."""
+
+    def __init__(
+        self, methods: Sequence[Method], points: dict[str, dict[int, Plan]], recovers: Sequence[str], quality: Quality
+    ) -> None:
+        self.points, self.quality = points, quality
+        self.problems = {method.name: next(iter(method.problems.values())) for method in methods}
+        self.lines = [(name, recover) for name in points for recover in recovers]
+
+    def values(self, measure: Measure, name: str, recover: str) -> list[tuple[float, float]]:
+        """Blocks removed, and the measure; a sublayer counts as its share of a block."""
+        per_block = len(self.problems[name].architecture.branches)
+        return [
+            (0.0, self.quality.value(measure.name, None)),
+            *(
+                (len(plan.removed) / per_block, self.quality.value(measure.name, Candidate(plan, recover)))
+                for plan in self.points[name].values()
+            ),
+        ]
+
+    def collapse(self, measure: Measure, name: str, recover: str) -> int | None:
+        """The index of the last point before the curve collapses."""
+        points = self.values(measure, name, recover)
+        found = find_collapse([x for x, _ in points], [measure.damage(y) for _, y in points])
+        return None if found is None else found.place
+
+    def findings(self) -> list[str]:
+        sentences = []
+        for measure in self.quality.measures:
+            for name, recover in self.lines:
+                place = self.collapse(measure, name, recover)
+                points = self.values(measure, name, recover)
+                told = f"{measure.short} of {label(name, recover)}"
+                if place is None:
+                    sentences.append(f"{told}: no collapse up to {points[-1][0]:g} blocks removed")
+                    continue
+                (last, value), after = points[place], points[place + 1]
+                then = f"{value:.4g}, then {after[1]:.4g} at {after[0]:g}"
+                sentences.append(f"{told}: collapses after {last:g} blocks removed ({then})")
+        return sentences
+
+    def table(self) -> Table:
+        measures = self.quality.measures
+        dense = [self.quality.value(measure.name, None) for measure in measures]
+        rows: list[tuple[Cell, ...]] = [("dense", "", 0, 0.0, *dense)]
+        for name, recover in self.lines:
+            sizes = self.problems[name].sizes
+            for count, plan in self.points[name].items():
+                share = 100 * (1 - sizes.parameters_without(plan.removed) / sizes.parameters)
+                values = [self.quality.value(measure.name, Candidate(plan, recover)) for measure in measures]
+                rows.append((name, recover, count, share, *values))
+        columns = ("Method", "Repair", "Units removed", "Parameters removed, %", *(each.label for each in measures))
+        return Table(name="sweep", title="Every point", columns=columns, rows=tuple(rows))
+
+    def figures(self, model: str) -> list[Figure]:
+        figures = []
+        names = list(self.points)
+        for measure in self.quality.measures:
+            curves = [
+                Curve(
+                    name=label(name, recover),
+                    points=tuple(self.values(measure, name, recover)),
+                    colour=names.index(name),
+                    collapse=self.collapse(measure, name, recover),
+                    is_dashed=recover != NOT_REPAIRED,
+                )
+                for name, recover in self.lines
+            ]
+            title = f"{measure.short} of {model} against blocks removed; a ring is the last point before a collapse"
+            svg = curve_chart(title, "blocks removed", measure.label, curves, is_log=measure.is_log)
+            figures.append(Figure(measure.file_name, title, svg))
+        return figures

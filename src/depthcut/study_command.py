@@ -131,7 +131,7 @@ def sweep(
 def compare(
     model: Model,
     output_dir: Output,
-    methods: Methods = "greedy,finercut,shortgpt,uidl",
+    methods: Methods = "greedy,sleb,shortgpt,uidl",
     ratios: Annotated[str, typer.Option(help="Shares of the parameters to remove, separated by commas.")] = "10%,25%",
     recover: Recovers = None,
     recover_text: RecoverText = None,

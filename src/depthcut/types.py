@@ -138,6 +138,11 @@ class Provenance(Record):
     def __str__(self) -> str:
         return f"{self.source}, {self.revision or self.digest}, {self.dtype}"
 
+    @property
+    def name(self) -> str:
+        """The source for people: of a path or a hub id its last part."""
+        return self.source.rstrip("/").rpartition("/")[2]
+
 
 class TextDescription(Record):
     """Which text a stage saw. Two stages saw the same tokens exactly when the digests are equal.

@@ -177,6 +177,14 @@ def test_sublayers_gone_alone_are_repaired_too(family, recovery):
     assert record.after < record.before
 
 
+def test_refit_makes_up_for_the_first_block_too():
+    """Nothing stands before it; what comes after reads another stream, and is refitted."""
+    given = damage(tiny.model(), {Unit(0, "attn"), Unit(0, "ffn")})
+    repaired, record = recover("refit", Refit(), given, cut(given))
+    assert record.after < 0.97 * record.before
+    assert record.units
+
+
 @pytest.mark.parametrize("recovery", [Bias(), LowRank(rank=4), LinearMap(), Refit()])
 @torch.no_grad()
 def test_pads_and_batching_change_nothing(recovery):

@@ -60,7 +60,7 @@ class Refit:
     """Output projections of the kept sublayers about each removed run, and what those after it read.
 
     Costs about three forward passes of the decoder over the text, the moments, and for each change that is tried a part
-    of a forward pass over the sequences that judge.
+    of a forward pass over the sequences that judge. Ends where the last removed run has been repaired.
 
     Attributes:
         reads: also multiply the maps that read the stream.
@@ -93,7 +93,8 @@ class Refit:
         with _FrontToBack(replace(damage, text=text), twin(pruned), self.ridges) as sweep:
             trial = _Trial(damage.judge("kl", judging), sweep.pruned, self.steps, self.margin)
             units: dict[str, float] = {}
-            waits = 0
+            # What was removed before the first kept sublayer has none before it.
+            waits = self.patience if damage.dense.units[0] in damage.removed else 0
             for group, cut in sweep.groups():
                 waits = self.patience if group.before_removal else waits
                 helped = False
@@ -104,6 +105,8 @@ class Refit:
                     if trial.keeps(change, group):
                         units.update(left)
                 if not waits:
+                    if group.dense_stop > sweep.last_cut:
+                        break
                     sweep.advance(group)
                     trial.advance(group)
                     continue
@@ -242,7 +245,12 @@ class _FrontToBack:
 
     Args:
         pruned: repaired in place: its modules change, its tensors are replaced.
+
+    Attributes:
+        last_cut: position in the dense model where the last removed run ends, known once groups are asked for.
     """
+
+    last_cut = 0
 
     def __init__(self, damage: Damage, pruned: PreTrainedModel, ridges: Sequence[float]) -> None:
         self.damage, self.dense = damage, damage.dense
@@ -286,6 +294,7 @@ class _FrontToBack:
         if not concerned:
             return
         first = concerned[0][0]
+        self.last_cut = max((group.dense_stop for group in found if group.before_removal), default=0)
         begin = self.dense.units.index(first.dense[0])
         if self.dense.architecture.parallel:
             begin -= begin % len(self.dense.architecture.branches)
@@ -295,9 +304,14 @@ class _FrontToBack:
             # What was removed before the first kept sublayer was there in the dense model.
             self._dense_streams[rows] = self.dense.run(batch, stop=begin)
         self._dense_at = begin
-        for group, cut in concerned:
-            yield group, cut
-            self.damage.advance(100 / len(concerned))
+        num_left = len(concerned)
+        try:
+            for group, cut in concerned:
+                yield group, cut
+                num_left -= 1
+                self.damage.advance(100 / len(concerned))
+        finally:
+            self.damage.advance(100 * num_left / len(concerned))
 
     def _find_groups(self) -> Iterator[_Group]:
         dense, pruned, removed = self.dense, self.pruned, self.damage.removed

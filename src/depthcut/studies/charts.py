@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from depthcut.studies.svg import BOTTOM, CHARACTER, LEFT, NUM_SERIES, RIGHT, TOP, Drawing, Scale, can_be_log, number
+from depthcut.studies.svg import BOTTOM, CHARACTER, LEFT, NUM_SERIES, RIGHT, TOP, Drawing, Scale, number
 
 LINE = 15.0
 """Pixels from one line of text to the next."""
@@ -57,7 +57,7 @@ def curve_chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve],
     x = Scale.over([x for _, points in kept for x, _ in points], LEFT, drawing.width - room, from_zero=True)
     values = [y for _, points in kept for _, y in points]
     y = Scale.over(values, drawing.height - BOTTOM, TOP + 26, is_log=is_log, from_zero=not is_log and min(values) >= 0)
-    drawing.axes(x, y, x_label, f"{y_label}{' (log scale)' if is_log else ''}")
+    drawing.axes(x, y, x_label, y_label + y.words)
     ends: list[tuple[float, float, Curve]] = []
     for curve, points in kept:
         colour = curve.colour % NUM_SERIES
@@ -93,21 +93,16 @@ def unit_chart(
     """
     drawing = Drawing(title, height=440)
     groups = list(dict.fromkeys(point.group for point in points))
-    scales = []
-    for values, start, end in (
-        ([point.x for point in points], LEFT, drawing.width - RIGHT - 30),
-        ([point.y for point in points], drawing.height - BOTTOM, TOP + 26),
-    ):
-        scales.append(Scale.over(values, start, end, is_log=may_be_log and can_be_log(values)))
-    x, y = scales
-    logs = [" (log scale)" if scale.is_log else "" for scale in scales]
-    drawing.axes(x, y, x_label + logs[0], y_label + logs[1])
+    make = Scale.fitted if may_be_log else Scale.over
+    x = make([point.x for point in points], LEFT, drawing.width - RIGHT - 30)
+    y = make([point.y for point in points], drawing.height - BOTTOM, TOP + 26)
+    drawing.axes(x, y, x_label + x.words, y_label + y.words)
     for point in points:
         style = groups.index(point.group) + 1
         told = f"{point.name}: {number(point.x)}, {number(point.y)}"
         drawing.mark(x(point.x), y(point.y), f"f{style % NUM_SERIES}", shape=style - 1, told=told)
         if point.is_named:
-            drawing.text(x(point.x) + 6, y(point.y) - 4, point.name, "ink")
+            drawing.label(x(point.x), y(point.y), point.name)
     left = drawing.width - RIGHT - sum(CHARACTER * len(group) + 26 for group in groups)
     for place, group in enumerate(groups if len(groups) > 1 else []):
         drawing.mark(left, TOP + 12, f"f{(place + 1) % NUM_SERIES}", shape=place)

@@ -78,7 +78,7 @@ def compare(
             texts=texts_of(loaded),
             findings=found.findings(),
             tables=[*found.wide_tables(), found.table()],
-            figures=found.figures(source.provenance.source),
+            figures=found.figures(source.provenance.name),
         )
 
 

@@ -72,7 +72,7 @@ def inspect(recipe: Recipe, output: Path, *, overwrite: bool = False, resume: bo
             texts=texts_of(loaded),
             findings=found.findings(),
             tables=found.tables(),
-            figures=found.figures(model.source),
+            figures=found.figures(model.name),
         )
 
 
@@ -214,7 +214,7 @@ class _Found:
                     zip(found.names, static, found.values, found.removals, strict=True)
                 )
             ]
-            title = f"{_metric(unit)} of every {unit} of {model} against what the loss rises by without it"
+            title = f"{_metric(unit)} of every {unit} of {model} against the loss without it"
             svg = unit_chart(title, _metric(unit), "loss risen by, nats per token", points)
             figures.append(Figure(f"{unit}s", title, svg))
         title = f"Angular distance across every window of blocks of {model}"

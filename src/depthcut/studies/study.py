@@ -92,7 +92,7 @@ class Study(Record):
 
     def to_markdown(self, figures: Sequence[Figure]) -> str:
         """The study for people."""
-        model = f"{self.model.source}, {self.model.num_blocks} blocks, {self.model.dtype}"
+        model = f"{self.model.name}, {self.model.num_blocks} blocks, {self.model.dtype}"
         texts = (
             f"- {use}: {text.source} ({text.detail}), {text.num_samples} × {text.length} tokens"
             for use, text in self.texts.items()

@@ -6,14 +6,18 @@ Colours are classes, so that a figure follows the reader's light or dark scheme;
 from __future__ import annotations
 
 import math
+import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 62, 24, 40, 50
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 50, 50
 CHARACTER = 6.6
 """Mean width of a character at the figures' size, in pixels."""
+TITLE_CHARACTERS = 90
+"""The most in one line of a title, of which there are two at most."""
 
 NUM_SERIES = 6
 _LIGHT = ("#1c2226", "#b5400f", "#1f6f8b", "#7a4fa3", "#5c7a1f", "#a3386b")
@@ -44,6 +48,7 @@ class Scale:
     Attributes:
         low, high: the values at the ends; apart, and above 0 where `is_log`.
         start, end: their pixels.
+        linear: where above 0, values beyond it lie logarithmically and those up to it nearly evenly, of either sign.
     """
 
     low: float
@@ -51,6 +56,7 @@ class Scale:
     start: float
     end: float
     is_log: bool = False
+    linear: float = 0.0
 
     @classmethod
     def over(
@@ -64,14 +70,41 @@ class Scale:
         room = 0.04 * (high - low) or 0.5
         return cls(low if from_zero and low == 0 else low - room, high + room, start, end)
 
+    @classmethod
+    def fitted(cls, values: Sequence[float], start: float, end: float) -> Scale:
+        """A scale on which values of any size can be told apart: even, logarithmic, or that of either sign."""
+        if not _are_far_apart(values):
+            return cls.over(values, start, end)
+        if min(values) > 0:
+            return cls.over(values, start, end, is_log=True)
+        linear = 10.0 ** math.floor(math.log10(statistics.median(abs(value) for value in values if value)))
+        ends = [math.asinh(value / linear) for value in (min(values), max(values))]
+        room = 0.04 * (ends[1] - ends[0])
+        low, high = (linear * math.sinh(value) for value in (ends[0] - room, ends[1] + room))
+        return cls(low, high, start, end, linear=linear)
+
+    @property
+    def words(self) -> str:
+        """What a label says about the scale."""
+        return " (log scale)" if self.is_log else f" (log scale beyond {self.linear:g})" if self.linear else ""
+
     def __call__(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.is_log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
+        low, value, high = (self._bent(each) for each in (self.low, value, self.high))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def _bent(self, value: float) -> float:
+        if self.linear:
+            return math.asinh(value / self.linear)
+        return math.log(value) if self.is_log else value
 
     def ticks(self, at_most: int = 7) -> list[float]:
         """Round values between the ends."""
+        if self.linear:
+            decades = range(math.ceil(math.log10(max(-self.low, self.high) / self.linear)))
+            sizes = [self.linear * 10.0**decade for decade in decades]
+            return [
+                value for value in [*(-size for size in sizes[::-1]), 0.0, *sizes] if self.low <= value <= self.high
+            ]
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
@@ -87,9 +120,10 @@ class Scale:
         return [step * place for place in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-def can_be_log(values: Sequence[float], ratio: float = 20.0) -> bool:
-    """Whether values are so far apart that a linear scale would show only the greatest."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) >= ratio
+def _are_far_apart(values: Sequence[float], ratio: float = 20.0) -> bool:
+    """Whether an even scale would show only the greatest values."""
+    sizes = [abs(value) for value in values if value]
+    return len(sizes) > 1 and max(sizes) / statistics.median(sizes) >= ratio
 
 
 class Drawing:
@@ -107,7 +141,9 @@ class Drawing:
             f"<style>{_STYLE}</style>",
             f'<rect class="paper" width="{width:g}" height="{height:g}"/>',
         ]
-        self.text(16, 24, title, "ink title")
+        for place, line in enumerate(textwrap.wrap(title, TITLE_CHARACTERS, max_lines=2, placeholder=" …")):
+            self.text(16, 24 + 18 * place, line, "ink title")
+        self._labels: list[tuple[float, float, float]] = []
 
     def line(self, points: Sequence[tuple[float, float]], style: str, width: float = 1.0, dashes: str = "") -> None:
         """A line through points in pixels."""
@@ -145,6 +181,15 @@ class Drawing:
         """One line of text."""
         placed = "" if anchor == "start" else f' text-anchor="{anchor}"'
         self._parts.append(f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{placed}>{escape(text)}</text>')
+
+    def label(self, x: float, y: float, text: str) -> None:
+        """The name of a mark, beside it; left out where it would cover another's."""
+        left, right = x + 6, x + 6 + CHARACTER * len(text)
+        for top in (y - 4, y + 12):
+            if all(right < a or left > b or abs(top - at) > 12 for a, b, at in self._labels):
+                self._labels.append((left, right, top))
+                self.text(left, top, text, "ink")
+                return
 
     def axes(self, x: Scale, y: Scale, x_label: str, y_label: str) -> None:
         """Grid, ticks and labels."""

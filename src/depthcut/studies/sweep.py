@@ -75,7 +75,7 @@ def sweep(
             texts=texts_of(loaded),
             findings=found.findings(),
             tables=[found.table()],
-            figures=found.figures(source.provenance.source),
+            figures=found.figures(source.provenance.name),
         )
 
 
@@ -152,7 +152,7 @@ class _Found:
                 )
                 for name, recover in self.lines
             ]
-            title = f"{measure.short} of {model} against blocks removed; a ring is the last point before a collapse"
+            title = f"{measure.short} of {model} after each removal; a ring is the last before a collapse"
             svg = curve_chart(title, "blocks removed", measure.label, curves, is_log=measure.is_log)
             figures.append(Figure(measure.file_name, title, svg))
         return figures

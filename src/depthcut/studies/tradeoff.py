@@ -101,7 +101,7 @@ def tradeoff(
             texts=texts,
             findings=found.findings(),
             tables=[found.correlations(), found.cross_table(), found.table()],
-            figures=found.figures(model.source),
+            figures=found.figures(model.name),
         )
 
 

@@ -55,7 +55,7 @@ def compare(
     posed = [pose_method(recipe, source, name, budgets) for name in methods]
     first = next(iter(posed[0].recipes.values()))
     session = prepare(first, recovers, lambda each: Session.prepare(each, source))
-    settings = recipe.model_dump(mode="json") | {
+    settings = recipe.model_dump(mode="json", exclude={"method"}) | {
         "methods": list(methods),
         "ratios": list(ratios),
         "recovers": list(recovers),

@@ -17,6 +17,8 @@ from depthcut.session import Session
 from depthcut.studies.ranks import spearman
 from depthcut.types import Removal, Unit
 
+NUM_HALVINGS = 50
+
 
 @dataclass(frozen=True)
 class Importances:
@@ -53,13 +55,26 @@ class Importances:
 
     @property
     def reliability(self) -> float | None:
-        """The rank correlation with itself on other items: that of its odd and even items, stepped up to all of them.
+        """About the rank correlation with itself on as many other items; None where there is none.
 
-        Two tasks cannot agree better than each does with itself. Stepped up by the formula of Spearman and Brown.
+        Two measures cannot agree better than each does with itself. It is the mean correlation of random halves, with
+        what twice as many items would give by the formula of Spearman and Brown.
         """
-        halves = [(self.items[:, begin::2] @ _shares(self.weights[begin::2])).tolist() for begin in (0, 1)]
-        correlation = spearman(*halves) if self.items.shape[1] > 1 else None
-        return None if correlation is None or correlation <= -1 else 2 * correlation / (1 + correlation)
+        num_items = self.items.shape[1]
+        if num_items < 2:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for _ in range(NUM_HALVINGS):
+            order = torch.randperm(num_items, generator=generator)
+            correlation = spearman(*(self._values_on(half) for half in (order[::2], order[1::2])))
+            found.append(0.0 if correlation is None else correlation)
+        mean = sum(found) / len(found)
+        return 2 * mean / (1 + mean) if mean > 0 else mean
+
+    def _values_on(self, items: torch.Tensor) -> list[float]:
+        weights = self.weights[items]
+        return (self.items[:, items] @ (weights / weights.sum())).tolist()
 
     def least(self, count: int) -> list[Removal]:
         """The removals of least damage; of equals the deeper one first."""
@@ -86,7 +101,3 @@ def single_removals(architecture: Architecture, num_blocks: int, unit: str) -> l
     if unit == "block":
         return [tuple(each for each in units if each.layer == layer) for layer in range(num_blocks)]
     return [(each,) for each in units if unit in ("sublayer", each.kind)]
-
-
-def _shares(weights: torch.Tensor) -> torch.Tensor:
-    return weights / weights.sum()

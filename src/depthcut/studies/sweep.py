@@ -53,7 +53,11 @@ def sweep(
     source = find_model(recipe)
     posed = [pose_method(recipe, source, name, {"end": {"remove": recipe.remove or ""}}) for name in methods]
     session = prepare(recipe, recovers, lambda each: Session.prepare(each, source))
-    settings = recipe.model_dump(mode="json") | {"methods": list(methods), "every": every, "recovers": list(recovers)}
+    settings = recipe.model_dump(mode="json", exclude={"method"}) | {
+        "methods": list(methods),
+        "every": every,
+        "recovers": list(recovers),
+    }
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
         loaded = session.load()
         paths = {method.name: path_of(loaded, method, folder) for method in posed}

@@ -75,7 +75,7 @@ def tradeoff(
         each = Recipe.build(**recipe.model_dump() | asked | {"calibration_samples": 2 * num_questions})
         each.check()
         sessions[name] = Session.prepare(each, source, repair=False, evaluate=False)
-    settings = recipe.model_dump(mode="json", exclude={"calibration"}) | {
+    settings = recipe.model_dump(mode="json", exclude={"method", "calibration"}) | {
         "tasks": dict(tasks),
         "unit": unit,
         "counts": list(counts),

@@ -34,16 +34,19 @@ def main() -> None:
     parser.add_argument("--steps", default="4,8")
     parser.add_argument("--recoveries", default="none;bias;low-rank;linear;refit", help="joined with semicolons")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--dtype", default="auto", help="that repairs run in; measured is in float32")
+    parser.add_argument("--mixed", action="store_true", help="half of them from the training part of WikiText-2")
+    parser.add_argument("--dtype", default="auto", help="of the models; the tables are of float32")
     parser.add_argument("--output", type=Path, default=Path("out/recovery.json"))
     options = parser.parse_args()
 
-    source = resolve(options.model)
+    source = resolve(options.model, dtype=options.dtype)
     tokenizer = source.load_tokenizer()
     c4 = parse_source(f"{options.data / 'c4_sample.jsonl.gz'},order=first")
     wikitext = parse_source(f"{options.data / 'wikitext2_raw_test.jsonl.gz'},join=lines,order=first")
     size = {"length": 512, "seed": 0}
-    samples = sample_text(c4, tokenizer, num_samples=options.samples, **size, purpose="calibration")
+    train = f"{options.data / 'wikitext2_raw_train_part.jsonl.gz'},join=lines"
+    seen = parse_source(f"{options.data / 'c4_sample.jsonl.gz'}+{train}") if options.mixed else c4
+    samples = sample_text(seen, tokenizer, num_samples=options.samples, **size, purpose="calibration")
     texts = {
         "C4, unseen": sample_text(
             c4, tokenizer, num_samples=16, **size, purpose="evaluation", exclude=samples.document_digests

@@ -48,7 +48,7 @@ def test_scales_keep_the_order_within_their_ends_and_have_ticks(values):
     scale = Scale.fitted(values, 100.0, 500.0)
     places = [scale(value) for value in sorted(values)]
     assert places == sorted(places)
-    assert 100 <= places[0] and places[-1] <= 500
+    assert places[0] >= 100 and places[-1] <= 500
     ticks = scale.ticks()
     assert len(ticks) >= 2 and all(scale.low <= tick <= scale.high for tick in ticks)
 

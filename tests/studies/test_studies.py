@@ -6,6 +6,8 @@ import pytest
 import torch
 from example_study import IDENTITY, MEASURED, TEXT
 
+import depthcut
+import tiny
 from depthcut.evaluation.language import compare_language
 from depthcut.importance.ablation import Ablation
 from depthcut.model.load import ModelSource, resolve
@@ -63,6 +65,21 @@ def test_a_sweep_measures_what_surgery_and_evaluation_do(swept, model):
     expected = {row.model: row.value for row in measured if row.name == "perplexity"}
     assert found["greedy", "none", 2] == pytest.approx(expected["cut"])
     assert found["dense", "", 0] == pytest.approx(expected["dense"])
+
+
+@pytest.mark.parametrize("recover", ["none", "refit"])
+def test_a_sweep_measures_what_prune_does(swept, model, recover):
+    text = {"calibration_samples": 3, "calibration_length": 24, "evaluation_samples": 2, "evaluation_length": 24}
+    pruned = depthcut.prune(
+        str(model), method="shortgpt", unit="block", remove="3", recover=recover, speed=False, **text
+    )
+    expected = [row.value for row in pruned.measurements if (row.name, row.model) == ("kl_to_dense", "pruned")]
+    found = [
+        row["KL to dense, nats per token"]
+        for row in rows(swept, "sweep")
+        if (row["Method"], row["Repair"], row["Units removed"]) == ("shortgpt", recover, 3)
+    ]
+    assert found == pytest.approx(expected)
 
 
 def test_a_method_without_a_path_is_asked_for_every_number(swept):
@@ -196,6 +213,20 @@ def test_inspection_ranks_the_block_that_does_nothing_last_by_both_measures(mode
     assert sum(row["Sublayers"] for row in rows(output, "runs")) == 4
 
 
+@pytest.mark.parametrize(
+    ("family", "tables"), [("gpt_neox", {"blocks": 6, "sublayers": 12}), ("mamba2", {"sublayers": 6})]
+)
+def test_inspection_knows_what_blocks_of_a_family_are_made_of(family, tables, study, tmp_path):
+    model = tiny.save(tmp_path / "model", family, identity=IDENTITY)
+    study("inspect", model, "-o", tmp_path / "out", "--method", "random", "--remove", "2", *TEXT)
+    found = {table.name: len(table.rows) for table in Study.from_file(tmp_path / "out" / "study.json").tables}
+    assert {name: found[name] for name in ("blocks", "sublayers") if name in found} == tables
+    risen = {row["Sublayer"]: row["Loss risen by, nats per token"] for row in rows(tmp_path / "out", "sublayers")}
+    nothing = [name for name in risen if name.startswith(f"{IDENTITY}.")]
+    assert [risen[name] for name in nothing] == pytest.approx([0] * len(nothing), abs=1e-9)
+    assert all(abs(value) > 1e-6 for name, value in risen.items() if name not in nothing)
+
+
 def test_a_task_trades_nothing_off_against_itself(model, questions, study, tmp_path):
     output = tmp_path / "out"
     same = [f"--task={name}={questions['sums']}" for name in ("one", "other")]
@@ -244,7 +275,7 @@ def test_reliability_tells_a_measure_from_noise():
         (["sweep", "--recover", "heal"], "unknown recovery 'heal'"),
         (["compare", "--ratios", "0.25"], "'0.25' is no share of the parameters; write one above 0% and below 100%"),
         (["compare", "--ratios", "25%,25%"], "the ratios 25%, 25% are not one or more different ones; write 10%,25%"),
-        (["compare", "--ratios", "99%"], "cannot reach parameters=0.01"),
+        (["compare", "--ratios", "99%"], "cannot remove 99% of the parameters: the blocks hold "),
         (["inspect", "--method", "one-shot", "--unit", "pair"], "a one-shot ranking has no scores for pairs"),
         (["tradeoff", "--task", "a=q.jsonl"], "a trade-off is between tasks; give two or more"),
         (["tradeoff", "--task", "q.jsonl"], "'q.jsonl' names no task; write NAME=FILE.jsonl"),

@@ -86,7 +86,7 @@ def unit_chart(
     *,
     may_be_log: bool = True,
 ) -> str:
-    """Units as marks, a shape and a colour a group, with a legend where there are several groups.
+    """Units as marks, a shape and a colour a group, with a legend where groups have names.
 
     Args:
         may_be_log: whether an axis with values far apart may be logarithmic.
@@ -101,10 +101,11 @@ def unit_chart(
         style = groups.index(point.group) + 1
         told = f"{point.name}: {number(point.x)}, {number(point.y)}"
         drawing.mark(x(point.x), y(point.y), f"f{style % NUM_SERIES}", shape=style - 1, told=told)
+    for point in points:
         if point.is_named:
             drawing.label(x(point.x), y(point.y), point.name)
     left = drawing.width - RIGHT - sum(CHARACTER * len(group) + 26 for group in groups)
-    for place, group in enumerate(groups if len(groups) > 1 else []):
+    for place, group in enumerate(groups if any(groups) else []):
         drawing.mark(left, TOP + 12, f"f{(place + 1) % NUM_SERIES}", shape=place)
         drawing.text(left + 8, TOP + 16, group, "ink")
         left += CHARACTER * len(group) + 26

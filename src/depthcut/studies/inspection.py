@@ -56,7 +56,7 @@ def inspect(recipe: Recipe, output: Path, *, overwrite: bool = False, resume: bo
         scores, _ = score_units(loaded, folder)
         architecture, num_blocks = source.architecture, source.provenance.num_blocks
         importances: dict[UnitChoice, Importances] = {}
-        units: tuple[UnitChoice, ...] = ("block", "sublayer") if len(architecture.branches) > 1 else ("block",)
+        units: tuple[UnitChoice, ...] = ("block", "sublayer") if len(architecture.branches) > 1 else ("sublayer",)
         for unit in units:
             removals = single_removals(architecture, num_blocks, unit)
             importances[unit] = leave_one_out(loaded, loaded.calibration, OBJECTIVE, removals, folder / "loss.jsonl")
@@ -154,7 +154,15 @@ class _Found:
             (*row, ", ".join(dict.fromkeys(str(self.orders[each]) for each in removal if each in self.orders)))
             for row, removal in zip(cells, found.removals, strict=True)
         )
-        columns = (unit.capitalize(), _metric(unit), "Rank", "Loss risen by, nats per token", "±", "Rank", "Step")
+        columns = (
+            unit.capitalize(),
+            _metric(unit),
+            f"Rank by {_metric(unit)}",
+            "Loss risen by, nats per token",
+            "±",
+            "Rank by loss",
+            "Step",
+        )
         return Table(name=f"{unit}s", title=f"Every {unit}; rank 1 matters least", columns=columns, rows=rows)
 
     def _least_windows(self) -> Table:

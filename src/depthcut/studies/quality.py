@@ -147,10 +147,14 @@ class Quality:
 
     def value(self, name: str, candidate: Candidate | None) -> float:
         """One number of a candidate, or of the dense model where that is None."""
-        measured = self.dense if candidate is None else self.of(candidate)
+        return self.with_error(name, candidate)[0]
+
+    def with_error(self, name: str, candidate: Candidate | None) -> tuple[float, float | None]:
+        """The same with its standard error."""
         if candidate is None and name == "kl_to_dense":
-            return 0.0
-        return next(measurement.value for measurement in measured if measurement.name == name)
+            return 0.0, None
+        measured = self.dense if candidate is None else self.of(candidate)
+        return next((row.value, row.stderr) for row in measured if row.name == name)
 
     @property
     def measures(self) -> list[Measure]:
@@ -164,21 +168,28 @@ class Quality:
         return [*TEXT_MEASURES, *(Measure(name, f"{name}, share of items", is_better_less=False) for name in found)]
 
     def measure(self, candidates: Sequence[Candidate]) -> None:
-        """Measures those that are not known yet, side by side, so that they share the dense model's pass."""
+        """Measures those that are not known yet.
+
+        Models that are not repaired go side by side, which shares the dense model's pass; a repair takes many times as
+        long as that, so each repaired model is measured and kept by itself.
+        """
         missing = {each.key: each for each in candidates if each.key not in self._known and each.plan.removed}
-        if not missing:
-            return
+        groups = [[each for each in missing.values() if each.recover == NOT_REPAIRED]]
+        groups += [[each] for each in missing.values() if each.recover != NOT_REPAIRED]
+        for group in filter(None, groups):
+            self._measure(group)
+
+    def _measure(self, group: Sequence[Candidate]) -> None:
         architecture = self.session.source.architecture
         streams = {
-            str(place): DecoderStream(self._model(candidate), architecture)
-            for place, candidate in enumerate(missing.values())
+            str(place): DecoderStream(self._model(candidate), architecture) for place, candidate in enumerate(group)
         }
         measured = compare_language(self.stream, streams, self.evaluation)
         asked: list[Measurement] = []
-        for place, candidate in enumerate(missing.values()):
-            answers = self._ask(str(candidate.key), streams[str(place)], candidate)
+        for (name, stream), candidate in zip(streams.items(), group, strict=True):
+            answers = self._ask(str(candidate.key), stream, candidate)
             asked = self.session.questions.compare(self._dense_answers, answers, self.stream.model)
-            self._keep(candidate.key, _of_model(str(place), measured) + _of_model(PRUNED, asked))
+            self._keep(candidate.key, _of_model(name, measured) + _of_model(PRUNED, asked))
         if ((), NOT_REPAIRED) not in self._known:
             self._keep(((), NOT_REPAIRED), _of_model(DENSE, [*measured, *asked]))
 

@@ -141,6 +141,8 @@ def write_study(
     figures: Sequence[Figure],
 ) -> Study:
     """Writes all files of a study."""
+    for table in tables:
+        assert len(set(table.columns)) == len(table.columns), f"two columns of {table.name} have one name"
     found = Study(
         study=study,
         command=command,

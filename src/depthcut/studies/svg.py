@@ -143,7 +143,7 @@ class Drawing:
         ]
         for place, line in enumerate(textwrap.wrap(title, TITLE_CHARACTERS, max_lines=2, placeholder=" …")):
             self.text(16, 24 + 18 * place, line, "ink title")
-        self._labels: list[tuple[float, float, float]] = []
+        self._taken: list[tuple[float, float, float, float]] = []
 
     def line(self, points: Sequence[tuple[float, float]], style: str, width: float = 1.0, dashes: str = "") -> None:
         """A line through points in pixels."""
@@ -160,6 +160,7 @@ class Drawing:
             told: what a pointer resting on it reads.
         """
         r = radius
+        self._taken.append((x - r, x + r, y - r, y + r))
         bodies = (
             f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"',
             f'<path class="{style}" d="M{x - 0.9 * r:.1f} {y - 0.9 * r:.1f}h{1.8 * r:g}v{1.8 * r:g}h{-1.8 * r:g}z"',
@@ -183,11 +184,11 @@ class Drawing:
         self._parts.append(f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{placed}>{escape(text)}</text>')
 
     def label(self, x: float, y: float, text: str) -> None:
-        """The name of a mark, beside it; left out where it would cover another's."""
-        left, right = x + 6, x + 6 + CHARACTER * len(text)
-        for top in (y - 4, y + 12):
-            if all(right < a or left > b or abs(top - at) > 12 for a, b, at in self._labels):
-                self._labels.append((left, right, top))
+        """The name of a mark, beside it; left out where it would cover another name or mark drawn before."""
+        width = CHARACTER * len(text)
+        for left, top in ((x + 6, y - 4), (x + 6, y + 12), (x - 6 - width, y - 4), (x - 6 - width, y + 12)):
+            if not any(left < b and left + width > a and top - 11 < d and top > c for a, b, c, d in self._taken):
+                self._taken.append((left, left + width, top - 10, top + 1))
                 self.text(left, top, text, "ink")
                 return
 

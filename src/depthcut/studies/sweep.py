@@ -131,15 +131,18 @@ class _Found:
 
     def table(self) -> Table:
         measures = self.quality.measures
-        dense = [self.quality.value(measure.name, None) for measure in measures]
-        rows: list[tuple[Cell, ...]] = [("dense", "", 0, 0.0, *dense)]
+
+        def measured(candidate: Candidate | None) -> list[float | None]:
+            return [cell for measure in measures for cell in self.quality.with_error(measure.name, candidate)]
+
+        rows: list[tuple[Cell, ...]] = [("dense", "", 0, 0.0, *measured(None))]
         for name, recover in self.lines:
             sizes = self.problems[name].sizes
             for count, plan in self.points[name].items():
                 share = 100 * (1 - sizes.parameters_without(plan.removed) / sizes.parameters)
-                values = [self.quality.value(measure.name, Candidate(plan, recover)) for measure in measures]
-                rows.append((name, recover, count, share, *values))
-        columns = ("Method", "Repair", "Units removed", "Parameters removed, %", *(each.label for each in measures))
+                rows.append((name, recover, count, share, *measured(Candidate(plan, recover))))
+        heads = [head for measure in measures for head in (measure.label, f"± {measure.short}")]
+        columns = ("Method", "Repair", "Units removed", "Parameters removed, %", *heads)
         return Table(name="sweep", title="Every point", columns=columns, rows=tuple(rows))
 
     def figures(self, model: str) -> list[Figure]:

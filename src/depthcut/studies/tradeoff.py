@@ -198,11 +198,11 @@ class _Found:
         ]
         for (count, name, asked), margins in self.margins.items():
             dense = self.dense[asked]
-            change = (margins >= 0).double() - (dense >= 0).double()
+            change = (dense >= 0).double() - (margins >= 0).double()
             removed = " ".join(_names(self.chosen[count][name]))
             loss = float((margins - dense).mean())
             rows.append(
-                (count, name, asked, _accuracy(margins), -100 * float(change.mean()), _error(change), loss, removed)
+                (count, name, asked, _accuracy(margins), 100 * float(change.mean()), _error(change), loss, removed)
             )
         columns = (
             "Units removed",
@@ -223,7 +223,7 @@ class _Found:
         first = self.importances[names[0]]
         columns: list[str] = ["Unit"]
         for name in names:
-            columns += [f"{name}: margin lost, nats per token", "±", "Rank"]
+            columns += [f"{name}: margin lost, nats per token", f"± {name}", f"Rank by {name}"]
         each = [
             list(zip(found.values, found.standard_errors, ranks(found.values).tolist(), strict=True))
             for found in self.importances.values()

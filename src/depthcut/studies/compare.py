@@ -8,6 +8,7 @@ one unit; the tables say what was removed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from depthcut.studies.charts import Curve, curve_chart
 from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
 from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
-from depthcut.types import InputError, Plan
+from depthcut.types import InputError, Plan, Unit
 from depthcut.workspace import check_output
 
 
@@ -109,7 +110,8 @@ class _Found:
         quality: Quality,
     ) -> None:
         self.plans, self.quality = plans, quality
-        self.sizes = next(iter(methods[0].problems.values())).sizes
+        problem = next(iter(methods[0].problems.values()))
+        self.sizes, self.per_block = problem.sizes, len(problem.architecture.branches)
         self.lines = [(name, recover) for name in plans for recover in recovers]
 
     def _value(self, measure: Measure, name: str, recover: str, ratio: str) -> float:
@@ -155,7 +157,7 @@ class _Found:
                 measured = self.quality.of(Candidate(plan, recover))
                 values = {row.name: row for row in measured}
                 loss, kl = values["loss/difference"], values["kl_to_dense"]
-                units = " ".join(map(str, plan.removed))
+                units = " ".join(self._short(plan.removed))
                 rows.append(
                     (
                         name,
@@ -185,6 +187,13 @@ class _Found:
             "Removed",
         )
         return Table(name="compare", title="Every model", columns=columns, rows=tuple(rows))
+
+    def _short(self, removed: Sequence[Unit]) -> list[str]:
+        """The removed units in order; a whole block by its number."""
+        layers = Counter(unit.layer for unit in removed)
+        whole = {layer for layer, count in layers.items() if count == self.per_block}
+        names = (str(unit.layer) if unit.layer in whole else str(unit) for unit in removed)
+        return list(dict.fromkeys(names))
 
     def figures(self, model: str) -> list[Figure]:
         figures = []

@@ -105,20 +105,21 @@ class _Found:
                 f"{_told(correlation)}; the rise itself on other sequences with {_told(found.reliability)}"
             )
         kinds = [f"{sum(unit.kind == kind for unit in self.orders)} {kind}" for kind in self._kinds()]
-        runs = self._runs()
-        sentences.append(f"{self.plan.method} removes {' and '.join(kinds)} in {len(runs)} runs")
-        longest = max(runs, key=len)
-        sentences.append(f"its longest run is {_span(longest)}, {len(longest)} sublayers")
+        sentences.append(f"{self.plan.method} removes {' and '.join(kinds)} in {len(self._runs(self.units))} runs")
+        for kind in self._kinds():
+            longest = max(self._runs([unit for unit in self.units if unit.kind == kind]), key=len, default=[])
+            if len(longest) > 1:
+                sentences.append(f"its longest run of {kind} is {_span(longest)}, {len(longest)} blocks")
         return sentences
 
     def _kinds(self) -> list[str]:
         return list(dict.fromkeys(unit.kind for unit in self.units))
 
-    def _runs(self) -> list[list[Unit]]:
-        """The removed units, those that follow each other in the model together."""
+    def _runs(self, among: Sequence[Unit]) -> list[list[Unit]]:
+        """The removed ones among some units, those that follow each other there together."""
         runs: list[list[Unit]] = []
         previous = None
-        for place, unit in enumerate(self.units):
+        for place, unit in enumerate(among):
             if unit not in self.orders:
                 continue
             if previous is not None and place == previous + 1:
@@ -205,10 +206,12 @@ class _Found:
         return Table(name="positions", title="Which kind goes where, and when", columns=columns, rows=tuple(rows))
 
     def _run_table(self) -> Table:
-        rows = tuple((_span(run), len(run), len({unit.kind for unit in run}) == 1) for run in self._runs())
-        texts = tuple((span, length, "one kind" if alike else "both kinds") for span, length, alike in rows)
-        columns = ("Run", "Sublayers", "Of")
-        return Table(name="runs", title="Removed sublayers that follow each other", columns=columns, rows=texts)
+        kinds = self._kinds()
+        groups = {kind: [unit for unit in self.units if unit.kind == kind] for kind in kinds}
+        groups |= {"any": list(self.units)} if len(kinds) > 1 else {}
+        rows = tuple((kind, _span(run), len(run)) for kind, among in groups.items() for run in self._runs(among))
+        title = "Removed sublayers that follow each other: of one kind in neighbouring blocks, and of any"
+        return Table(name="runs", title=title, columns=("Kind", "Run", "Sublayers"), rows=rows)
 
     def figures(self, model: str) -> list[Figure]:
         figures = []

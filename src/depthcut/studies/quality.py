@@ -187,7 +187,7 @@ class Quality:
         measured = compare_language(self.stream, streams, self.evaluation)
         asked: list[Measurement] = []
         for (name, stream), candidate in zip(streams.items(), group, strict=True):
-            answers = self._ask(str(candidate.key), stream, candidate)
+            answers = self._ask(stream, candidate)
             asked = self.session.questions.compare(self._dense_answers, answers, self.stream.model)
             self._keep(candidate.key, _of_model(name, measured) + _of_model(PRUNED, asked))
         if ((), NOT_REPAIRED) not in self._known:
@@ -207,10 +207,11 @@ class Quality:
     def _dense_digest(self) -> str:
         return model_digest(self.session.source) if self.session.questions.suite else ""
 
-    def _ask(self, name: str, stream: DecoderStream, candidate: Candidate) -> Answers:
+    def _ask(self, stream: DecoderStream, candidate: Candidate) -> Answers:
         """Asks a model that lies in no file, known by what it was made from and how."""
         recovery = self.session.recovery.description.digest if self.session.recovery else ""
         made = [self._dense_digest, *candidate.key, recovery, self.session.recipe.seed, software()["depthcut"]]
+        name = f"{label(candidate.plan.method, candidate.recover)} without {len(candidate.plan.removed)} sublayers"
         return self._ask_model(name, stream, hashlib.sha256(json.dumps(made).encode()).hexdigest())
 
     def _ask_model(self, name: str, stream: DecoderStream, digest: str) -> Answers:

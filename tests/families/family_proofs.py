@@ -125,7 +125,7 @@ def _prove_refit(case: str) -> str:
     model, architecture = model_of(case)
     removed = tiny.removals(architecture)["block"]
     stream = DecoderStream(model, architecture)
-    damage = Damage(stream, removed, tiny.samples(24, 16), tiny.samples(4, 16, seed=5), 2**30, batch_size=24)
+    damage = Damage(stream, removed, tiny.samples(64, 16), tiny.samples(16, 16, seed=5), 2**30, batch_size=64)
     pruned = apply(model, architecture, removed)
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
     repaired, record = recover("refit", Refit(ridges=(0.1, 1.0)), damage, pruned)

@@ -17,8 +17,8 @@ class Judge:
 
     Args:
         objective: name of one of `OBJECTIVES`.
-        memory_budget: bytes for what the objective keeps of the dense logits; computed anew each time where it does
-            not fit.
+        memory_budget: bytes for what the objective keeps of the dense logits; computed anew each time from the dense
+            stream before the final norm where it does not fit.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Judge:
         vocabulary = dense.model.get_output_embeddings().weight.shape[0]
         self._keeps = samples.input_ids.numel() * vocabulary * 4 <= memory_budget
         self._references: list[Reference] = []
+        self._dense_finals: list[tuple[Batch, torch.Tensor]] = []
 
     def batches(self, stream: DecoderStream) -> list[Batch]:
         """The text, ready to be run through a model."""
@@ -64,10 +65,12 @@ class Judge:
     def _dense_references(self) -> Iterator[Reference]:
         if self._references:
             return iter(self._references)
+        if not self._dense_finals:
+            self._dense_finals = [(batch, self._dense.run(batch)) for batch in self.batches(self._dense)]
         made = (
             self._objective.reference(logits)
-            for batch in self.batches(self._dense)
-            for logits, _ in self._counted(self._dense, batch, self._dense.run(batch))
+            for batch, final in self._dense_finals
+            for logits, _ in self._counted(self._dense, batch, final)
         )
         if self._keeps:
             self._references = list(made)

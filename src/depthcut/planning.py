@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from depthcut.calibration import Samples
+from depthcut.distributed import ALONE, Ranks
 from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
-from depthcut.journal import Journal
+from depthcut.journal import Journal, unite
 from depthcut.model.latency import measure_latency
 from depthcut.model.load import ModelSource
 from depthcut.progress import progress
@@ -25,49 +26,56 @@ from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, 
 HELD_OUT_SHARE = 4
 """Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
 
+JOURNAL, HELD_OUT = JOURNALS = ("journal", "held_out")
+"""What a search found on the calibration text, and what it lost on the part of it that has a ceiling."""
+
 
 def score_units(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
     """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
     stream, calibration, model = session.stream, session.calibration, session.source.provenance
     assert stream is not None and calibration is not None
+    # Of one pass, whether it is made now or was made before.
+    cost = Cost(unit_evaluations=len(stream.units) * len(calibration.input_ids))
     file = folder / "scores.json" if folder else None
     if file is not None and file.is_file():
         found = ScoreTable.from_file(file)
         if found.model == model and found.calibration == calibration.description:
-            return found, Cost()
-    began, evaluations = time.monotonic(), stream.unit_evaluations
+            return found, cost
+    began = time.monotonic()
     with progress("scoring", len(calibration.input_ids)) as advance:
         scores, angular = static_scores(stream, calibration, session.recipe.batch_size, advance)
     table = ScoreTable(model=model, calibration=calibration.description, scores=tuple(scores), angular=angular)
     if file is not None:
         table.write(file)
-    seconds = round(time.monotonic() - began, 3)
-    return table, Cost(unit_evaluations=stream.unit_evaluations - evaluations, seconds=seconds)
+    return table, cost.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
 
 
-def find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[ScoreTable, Plan]:
-    """Scores and plan of a loaded session.
+def find_plan(session: Session, problem: Problem, folder: Path | None, ranks: Ranks = ALONE) -> tuple[ScoreTable, Plan]:
+    """Scores and plan of a loaded session. Seconds aside, they are the same for any number of processes.
 
     Args:
         folder: where scores and journals are kept for a run that is killed; nowhere where left out.
+        ranks: the processes that search together; all of them get the result.
     """
-    scores, cost = score_units(session, folder)
+    scores, cost = ranks.from_first(lambda: score_units(session, folder))
     recipe, stream, calibration = session.recipe, session.stream, session.calibration
     assert stream is not None and calibration is not None
     problem = replace(problem, scores=scores)
     search, ablations = recipe.build_search(), []
     estimated: list[Scores] = []
-    began, evaluations = time.monotonic(), stream.unit_evaluations
+    began = time.monotonic()
     if problem.budget.kind == "increase":
         num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
         calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
-        ablations.append(make_ablation(session, held_out, problem.budget.objective, _journal_file(folder, "held_out")))
+        file = _journal_file(folder, HELD_OUT)
+        ablations.append(make_ablation(session, held_out, problem.budget.objective, file, ranks))
         problem = replace(problem, held_out=ablations[0])
     if problem.budget.kind == "latency":
-        problem = replace(problem, latency=_latency(session, folder))
+        problem = replace(problem, latency=ranks.from_first(lambda: _latency(session, folder)))
     if search.needs == "objective":
         assert search.objective is not None
-        ablations.append(make_ablation(session, calibration, search.objective, _journal_file(folder, "journal")))
+        file = _journal_file(folder, JOURNAL)
+        ablations.append(make_ablation(session, calibration, search.objective, file, ranks))
         problem = replace(problem, ablation=ablations[-1])
     if not ablations:
         return scores, make_plan(recipe, session.source, problem, scores, cost)
@@ -75,10 +83,14 @@ def find_plan(session: Session, problem: Problem, folder: Path | None) -> tuple[
         problem = replace(problem, advance=advance, keep_scores=estimated.append)
         plan = make_plan(recipe, session.source, problem, scores, Cost())
     cost = Cost(
-        unit_evaluations=cost.unit_evaluations + stream.unit_evaluations - evaluations,
-        candidate_evaluations=round(sum(ablation.candidate_evaluations for ablation in ablations)),
+        unit_evaluations=cost.unit_evaluations + sum(ablation.whole_unit_evaluations for ablation in ablations),
+        candidate_evaluations=round(sum(ablation.asked_candidate_evaluations for ablation in ablations)),
         seconds=round(cost.seconds + time.monotonic() - began, 3),
     )
+    if not ranks.is_first:
+        folder = None
+    for file in [file for name in JOURNALS if (file := _journal_file(folder, name)) and file.is_file()]:
+        unite(file)
     return _with_estimates(scores, estimated, folder), plan.model_copy(update={"cost": cost})
 
 
@@ -110,15 +122,23 @@ def _journal_file(folder: Path | None, name: str) -> Path | None:
     return folder / f"{name}.jsonl" if folder else None
 
 
-def make_ablation(session: Session, text: Samples, objective: str, journal: Path | None) -> Ablation:
+def search_batch_size(recipe: Recipe, num_sequences: int) -> int:
+    """Sequences that a search runs together: few enough that what it keeps of a batch fits, and a share of the text."""
+    return max(1, min(recipe.batch_size, num_sequences // 8))
+
+
+def make_ablation(
+    session: Session, text: Samples, objective: str, journal: Path | None, ranks: Ranks = ALONE
+) -> Ablation:
     """What the output of a loaded session's model loses without units.
 
     Args:
         journal: file where every result is written down for a run that is killed; nowhere where left out.
+        ranks: the processes that evaluate together.
     """
     recipe, stream = session.recipe, session.stream
     assert stream is not None
-    batch_size = max(1, min(recipe.batch_size, len(text.input_ids) // 8))
+    batch_size = search_batch_size(recipe, len(text.input_ids))
     repaired = {"search_recover": True} if recipe.search_recover else {}
     settings = {
         "model": session.source.provenance.digest,
@@ -133,9 +153,10 @@ def make_ablation(session: Session, text: Samples, objective: str, journal: Path
         stream,
         text,
         objective,
-        journal=Journal(journal, settings),
+        journal=Journal(journal, settings, ranks),
         batch_size=batch_size,
-        memory_budget=recipe.memory_bytes,
+        ranks=ranks,
+        memory_budget=session.room.kept,
     )
 
 

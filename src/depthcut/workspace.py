@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from depthcut.types import InputError
+from depthcut.distributed import ALONE, Ranks
+from depthcut.faults import resource_error
+from depthcut.types import InputError, ResourceError
 
 STUDY = "study.json"
 RESULTS = ("plan.json", "scores.json", STUDY)
@@ -40,7 +42,7 @@ def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
         raise InputError(f"the output {output} cannot be written: {parent} is no directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"the output {output} cannot be written: no permission in {parent}")
-    unfinished = _work_folder(output)
+    unfinished = work_folder(output)
     if unfinished.exists() and not (resume or overwrite):
         raise InputError(
             f"an unfinished run for {output} lies in {unfinished}; pass --resume to go on with it, or --overwrite to "
@@ -48,34 +50,51 @@ def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
         )
 
 
-def _work_folder(output: Path) -> Path:
+def work_folder(output: Path) -> Path:
+    """Where work on an output goes on until it is whole."""
     resolved = output.resolve()
     return resolved.parent / f".{resolved.name}.unfinished"
 
 
 @contextmanager
-def workspace(output: Path, *, overwrite: bool, resume: bool, resumable: bool = True) -> Iterator[Path]:
+def workspace(
+    output: Path, *, overwrite: bool, resume: bool, resumable: bool = True, ranks: Ranks = ALONE
+) -> Iterator[Path]:
     """The folder to work in. On leaving without an exception it becomes the output; else it stays for `--resume`.
 
     Args:
         resumable: whether the command can go on with what it left; otherwise it leaves nothing.
+        ranks: the processes that work together: the first makes the folder and the output, the others use it.
 
     Raises:
-        InputError: see `check_output`; or another process works on the same output.
+        InputError: see `check_output`; another process works on the same output; or a rank does not see the folder.
     """
+    if not ranks.is_first:
+        shared = ranks.from_first(Path)
+        if not shared.is_dir():
+            raise InputError(
+                f"rank {ranks.index} does not see {shared}; put the output on a file system that all machines share"
+            )
+        yield shared
+        return
     check_output(output, overwrite=overwrite, resume=resume)
-    work = _work_folder(output)
-    with _locked(output, work.with_suffix(".lock")):
+    work = work_folder(output)
+    with locked(output, work.with_suffix(".lock")):
         if work.exists() and not resume:
             shutil.rmtree(work)
         resumed = work.exists()
         work.mkdir(exist_ok=True)
         try:
+            ranks.from_first(lambda: work)
             yield work
         except BaseException as error:
-            in_vain = isinstance(error, InputError) and not resumed
+            again = "the same command with --resume goes on" if resumable else "give the command again"
+            lacking = error if isinstance(error, ResourceError) else resource_error(error, again)
+            in_vain = isinstance(error, InputError) and lacking is None and not resumed
             if in_vain or not resumable or not any(work.iterdir()):
                 shutil.rmtree(work)
+            if lacking is not None and lacking is not error:
+                raise lacking from error
             raise
         if output.exists():
             shutil.rmtree(output)
@@ -83,7 +102,7 @@ def workspace(output: Path, *, overwrite: bool, resume: bool, resumable: bool = 
 
 
 @contextmanager
-def _locked(output: Path, lock_path: Path) -> Iterator[None]:
+def locked(output: Path, lock_path: Path) -> Iterator[None]:
     """Keeps other processes off the output. Raises InputError where one is at work, or nothing can be written."""
     try:
         lock_path.parent.mkdir(parents=True, exist_ok=True)

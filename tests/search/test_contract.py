@@ -53,6 +53,6 @@ def test_a_search_keeps_to_its_budget_and_to_what_is_protected(stream, entry, bu
     if budget.kind == "count":
         assert task.count(removed) == 2
     assert path == search.path(problem(stream, search, budget)), "two runs of one seed must agree"
-    assert (search.estimate(task, 8) > 0) == (search.needs == "objective")
+    assert (search.estimate(task, 8).unit_evaluations > 0) == (search.needs == "objective")
     assert entry.summary
     assert entry.source

@@ -16,9 +16,10 @@ once, so the tails that have to be run sum to half a pass a set whatever the ord
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,8 @@ from depthcut.types import InputError, Removal, Scores
 
 Value = Callable[[Removed], float]
 """The objective when a set of units is gone; smaller = better."""
+Ahead = Callable[[Sequence[Removed]], None]
+"""Told which sets will be asked for next, so that several processes can divide them."""
 
 DEFAULT_MAX_FORWARDS = 500
 """Eight pairs of 30 blocks."""
@@ -80,6 +83,15 @@ def value_of(ablation: Ablation) -> Value:
     return value
 
 
+def ahead_of(ablation: Ablation) -> Ahead:
+    """Evaluates sets on the whole calibration text before they are asked for one by one."""
+
+    def ahead(sets: Sequence[Removed]) -> None:
+        ablation.ahead((removed, index) for removed in sets for index in range(ablation.num_batches))
+
+    return ahead
+
+
 def values_of_batches(ablation: Ablation) -> list[Value]:
     """The objective on each batch of sequences alone, the mean over the sequences of the batch."""
 
@@ -93,7 +105,9 @@ def values_of_batches(ablation: Ablation) -> list[Value]:
     return [of_batch(index) for index in range(ablation.num_batches)]
 
 
-def leave_one_out(players: Sequence[Removal], value: Value, max_forwards: int | None = None) -> Importance:
+def leave_one_out(
+    players: Sequence[Removal], value: Value, max_forwards: int | None = None, ahead: Ahead = lambda _: None
+) -> Importance:
     """v({player}) - v({}). Costs one pass a player and one more.
 
     Raises:
@@ -105,6 +119,7 @@ def leave_one_out(players: Sequence[Removal], value: Value, max_forwards: int | 
             f"leaving each of {len(players)} units out once takes {needed} forward passes, more than the "
             f"{max_forwards} that max-forwards allows; allow {needed}"
         )
+    ahead([frozenset(), *map(frozenset, players)])
     nothing = value(frozenset())
     values = tuple(value(frozenset(player)) - nothing for player in players)
     return Importance(tuple(players), values, None, needed)
@@ -117,6 +132,7 @@ def random_subsets(
     num_subsets: int = 10,
     keep_fraction: float = 0.5,
     seed: int = 0,
+    ahead: Callable[[Sequence[tuple[Removed, int]]], None] = lambda _: None,
 ) -> Importance:
     """mean(v | player absent) - mean(v | player present) over random sub-networks of one size (Deeper Look's code).
 
@@ -128,6 +144,7 @@ def random_subsets(
             are pooled, each part counting the same.
         num_subsets: sub-networks a part; as many passes over the text.
         keep_fraction: share of the players that a sub-network keeps; their code 0.5, and 0.9 for MMLU.
+        ahead: told all sets with the parts they are for.
 
     Returns:
         The importance, with the standard error of a difference of two means. Sub-networks are taken as independent,
@@ -139,15 +156,15 @@ def random_subsets(
     num_absent = len(players) - math.floor(keep_fraction * len(players) + 0.5)
     num_absent = min(max(num_absent, 1), len(players) - 1)
     generator = random.Random(seed)
-    absent_rows: list[list[bool]] = []
-    found: list[float] = []
-    for value in values:
+    drawn: list[tuple[int, list[int]]] = []
+    for part in range(len(values)):
         subsets = [sorted(generator.sample(range(len(players)), num_absent)) for _ in range(num_subsets)]
         # Neighbours in this order agree on the longest start of the model.
-        for subset in sorted(subsets):
-            found.append(value(frozenset(unit for place in subset for unit in players[place])))
-            absent_rows.append([place in subset for place in range(len(players))])
-    is_absent = torch.tensor(absent_rows)
+        drawn += [(part, subset) for subset in sorted(subsets)]
+    sets = [(frozenset(unit for place in subset for unit in players[place]), part) for part, subset in drawn]
+    ahead(sets)
+    found = [values[part](removed) for removed, part in sets]
+    is_absent = torch.tensor([[place in subset for place in range(len(players))] for _, subset in drawn])
     all_values = torch.tensor(found, dtype=torch.float64)
     importance, errors = [], []
     for column in is_absent.T:
@@ -170,6 +187,7 @@ def permutation(
     target_share: float = 0.05,
     max_pairs: int = 1000,
     seed: int = 0,
+    ahead: Ahead = lambda _: None,
 ) -> Importance:
     """Shapley values by antithetic permutation sampling, until the budget or the target is reached.
 
@@ -192,17 +210,18 @@ def permutation(
     """
     require_enough_forwards(len(players), max_forwards)
     known: dict[Removed, float] = {}
-    generator = random.Random(seed)
     num_pairs = max(1, math.factorial(len(players)) // 2)
+    orders = itertools.islice(_different_orders(len(players), seed), min(num_pairs, max_pairs))
+    # The first so many are needed whatever they give.
+    first = list(itertools.islice(orders, TRUSTED_PAIRS))
+    ahead(_affordable(players, first, max_forwards))
     pairs: dict[tuple[int, ...], list[float]] = {}
     importance = errors = torch.zeros(0)
-    while len(pairs) < min(num_pairs, max_pairs):
-        order = tuple(generator.sample(range(len(players)), len(players)))
-        if order in pairs or order[::-1] in pairs:
-            continue
-        sets = [*_walk(players, order), *_walk(players, order[::-1])]
+    for order in itertools.chain(first, orders):
+        sets = _sets_of_pair(players, order)
         if len(known.keys() | set(sets)) > max_forwards:
             break
+        ahead([removed for removed in sets if removed not in known])
         for removed in sets:
             if removed not in known:
                 known[removed] = value(removed)
@@ -223,6 +242,33 @@ def require_enough_forwards(num_players: int, max_forwards: int) -> None:
             f"{max_forwards} forward passes are too few for Shapley values of {num_players} units with standard "
             f"errors; allow at least {needed} with max-forwards"
         )
+
+
+def _different_orders(num_players: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Random orders of the players, none twice nor reversed; after the last one it never ends."""
+    generator = random.Random(seed)
+    drawn: set[tuple[int, ...]] = set()
+    while True:
+        order = tuple(generator.sample(range(num_players), num_players))
+        if order not in drawn and order[::-1] not in drawn:
+            drawn.add(order)
+            yield order
+
+
+def _affordable(players: Sequence[Removal], orders: Sequence[tuple[int, ...]], max_forwards: int) -> list[Removed]:
+    """The sets of the first pairs that a budget allows, none twice."""
+    sets: dict[Removed, None] = {}
+    for order in orders:
+        longer = sets | dict.fromkeys(_sets_of_pair(players, order))
+        if len(longer) > max_forwards:
+            break
+        sets = longer
+    return list(sets)
+
+
+def _sets_of_pair(players: Sequence[Removal], order: tuple[int, ...]) -> list[Removed]:
+    """What is gone as players go in an order, and then in the reverse order."""
+    return [*_walk(players, order), *_walk(players, order[::-1])]
 
 
 def _walk(players: Sequence[Removal], order: Sequence[int]) -> list[Removed]:

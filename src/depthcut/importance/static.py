@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from depthcut.calibration import Samples
-from depthcut.model.stream import DecoderStream
+from depthcut.model.stream import DecoderStream, Run
 from depthcut.types import InputError, Scores, Unit
 
 METRICS: dict[str, str] = {
@@ -28,6 +28,9 @@ METRICS: dict[str, str] = {
     "angular": "arccos(cos(before, after)) / pi at each sequence's last token, mean over sequences",
 }
 """Every static metric with what it computes. For whole blocks `cosine` is ShortGPT's `block-influence`."""
+
+MEASURED_STREAMS = 16
+"""About how many streams' room measuring one takes."""
 
 BLOCK_INFLUENCE = "block-influence"
 TOKEN_METRICS = ("cosine", "relative-l1", "relative-l2", "relative-magnitude")
@@ -183,16 +186,17 @@ def static_scores(
     between_blocks: list[torch.Tensor] = []
     between_sublayers: list[torch.Tensor] = []
 
-    for begin in range(0, len(samples.input_ids), batch_size):
-        end = begin + batch_size
-        batch = stream.prepare(samples.input_ids[begin:end], samples.attention_mask[begin:end])
-        visitor = _BatchVisitor(token_sums, batch.token_mask)
-        stream.run(batch, visit=visitor)
-        num_tokens.append(visitor.tokens.sum(dim=-1))
-        boundaries = torch.stack([visitor.block_ends[0][0], *(ends[1] for ends in visitor.block_ends)])
-        between_blocks.append(_angular(boundaries))
-        between_sublayers.append(torch.stack([_angular(ends)[0, 1] for ends in visitor.sublayer_ends]))
-        advance(len(batch.input_ids))
+    rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
+    for together in stream.together(len(rows), MEASURED_STREAMS * stream.stream_bytes(samples.input_ids[rows[0]])):
+        batches = [stream.prepare(samples.input_ids[rows[i]], samples.attention_mask[rows[i]]) for i in together]
+        visitors = [_BatchVisitor(token_sums, batch.token_mask) for batch in batches]
+        stream.run_together([Run(batch, visit=visit) for batch, visit in zip(batches, visitors, strict=True)])
+        for visitor in visitors:
+            num_tokens.append(visitor.tokens.sum(dim=-1))
+            boundaries = torch.stack([visitor.block_ends[0][0], *(ends[1] for ends in visitor.block_ends)])
+            between_blocks.append(_angular(boundaries))
+            between_sublayers.append(torch.stack([_angular(ends)[0, 1] for ends in visitor.sublayer_ends]))
+            advance(len(visitor.tokens))
 
     scores = token_sums.scores(torch.cat(num_tokens))
     blocks = torch.cat(between_blocks, dim=-1)

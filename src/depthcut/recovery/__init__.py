@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.calibration import Samples
+from depthcut.distributed import ALONE, Ranks
 from depthcut.model.architectures import Architecture
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
@@ -30,8 +31,10 @@ class Damage:
         text: what a repair is fitted to or trained on.
         held_out: what judges it; nothing of it is in `text`.
         memory_budget: bytes that a repair may keep of activations.
+        solving_bytes: most that the moments of one map may take while it is solved; None where memory has no bound.
         batch_size: sequences run together.
         folder: where long training keeps its checkpoints, None where nothing is kept.
+        ranks: the processes that repair together: all of them do the same, and what is trained they divide.
         advance: called with the percentage of the work that was done since the last call.
     """
 
@@ -40,10 +43,12 @@ class Damage:
     text: Samples
     held_out: Samples
     memory_budget: int
+    solving_bytes: int | None = None
     batch_size: int = 4
     seed: int = 0
     folder: Path | None = None
     advance: Callable[[float], None] = lambda _: None
+    ranks: Ranks = ALONE
 
     def judge(self, objective: str, samples: Samples | None = None) -> Judge:
         """An objective on the held-out text, or on other samples."""
@@ -156,9 +161,10 @@ def recover(name: str, recovery: Recovery, damage: Damage, pruned: PreTrainedMod
         The repaired model, or the one that was given, and what was measured.
     """
     judge = damage.judge(recovery.judged_by)
-    before = judge(pruned)
+    # One judges for all, who might otherwise disagree by a rounding.
+    before = damage.ranks.from_first(lambda: judge(pruned))
     repaired = recovery.repair(damage, pruned)
-    after = judge(repaired.model)
+    after = damage.ranks.from_first(lambda: judge(repaired.model))
     helps = after < before
     record = Repair(
         method=name,

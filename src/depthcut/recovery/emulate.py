@@ -70,6 +70,7 @@ class LowRank(Schedule):
         ridges: strengths to choose from, relative to the mean energy of the stream.
         train: what the solved maps are trained for afterwards: the loss of the text, the dense model's stream before
             the output head, or its answers. `steps`, `batch_size`, `warmup` and `learning_rate` are of that alone.
+        learning_rate: at its highest.
         top_k: tokens of each of the dense model's answers that are kept one by one.
     """
 

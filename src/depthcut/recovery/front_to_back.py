@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut.model.stream import Batch, DecoderStream
+from depthcut.model.stream import Batch, DecoderStream, Run
 from depthcut.model.sublayers import missing_units
 from depthcut.recovery import Damage
 from depthcut.recovery.moments import Moments, held_out_sequences
@@ -136,11 +136,14 @@ class FrontToBack:
         begin = self.dense.units.index(first.dense[0])
         if self.dense.architecture.parallel:
             begin -= begin % len(self.dense.architecture.branches)
-        for rows, batch in self._batches(self.dense):
-            entering = batch.embedded if first.after_removal else self.dense.run(batch, stop=begin)
-            self._pruned_streams[rows] = entering
-            # What was removed before the first kept sublayer was there in the dense model.
-            self._dense_streams[rows] = self.dense.run(batch, stop=begin)
+        batches = list(self._batches(self.dense))
+        for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
+            part = [batches[place] for place in together]
+            entering = self.dense.run_together([Run(batch, stop=begin) for _, batch in part])
+            for (rows, batch), stream in zip(part, entering, strict=True):
+                self._dense_streams[rows] = stream
+                # What was removed before the first kept sublayer was there in the dense model.
+                self._pruned_streams[rows] = batch.embedded if first.after_removal else stream
         self._dense_at = begin
         num_left = len(concerned)
         try:
@@ -251,7 +254,8 @@ class FrontToBack:
         """Solves the output projections of a group for the stream after it, or after a group that follows.
 
         Args:
-            widest: whether a projection may change in any way; else only by a map of what it gave.
+            widest: whether a projection may change in any way, where memory suffices to solve for that; else only by a
+                map of what it gave.
             cut: the group that follows. Without it the group is to be left by `leave`, whether the change is made or
                 not.
 
@@ -271,7 +275,10 @@ class FrontToBack:
             attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
         ]
         gain = gain_after(blocks[0], branches[0], self._dense_streams.shape[-1])
-        widths = [matrix_of(projection).shape[1] if widest else len(gain) for projection in projections]
+        widths = [matrix_of(projection).shape[1] for projection in projections]
+        room = self.damage.solving_bytes
+        widest = widest and (room is None or Moments.bytes(sum(widths), len(gain)) <= room)
+        widths = widths if widest else [len(gain) for _ in widths]
         moments = Moments(sum(widths), len(gain), self.dense.model.dtype)
         for rows, batch in self._batches(self.pruned):
             entering = self._pruned_streams[rows].to(batch.embedded.device)

@@ -9,18 +9,20 @@ learnt by heart. Nothing of it is kept: what the search finds is repaired anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
 from depthcut.calibration import Samples
-from depthcut.importance.ablation import DEFAULT_MEMORY_BUDGET, Ablation, Removed
+from depthcut.distributed import ALONE, Ranks
+from depthcut.importance.ablation import DEFAULT_MEMORY_BUDGET, Ablation, Key, Removed
 from depthcut.journal import Journal
 from depthcut.model.architectures import Architecture, Branch
 from depthcut.model.quantisation import quantisation
@@ -76,6 +78,9 @@ class RepairedAblation(Ablation):
 
     A set costs what it costs without repair, two more sublayers and the moments of one for each removed run. Text of
     one batch is not repaired: there is nothing else to learn from.
+
+    A repair is fitted to the whole text, so that several processes divide sets, not batches; the set that streams are
+    kept for is repaired by all of them.
     """
 
     def __init__(
@@ -87,9 +92,16 @@ class RepairedAblation(Ablation):
         journal: Journal | None = None,
         batch_size: int = 1,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(
-            stream, samples, objective, journal=journal, batch_size=batch_size, memory_budget=memory_budget // 2
+            stream,
+            samples,
+            objective,
+            journal=journal,
+            batch_size=batch_size,
+            memory_budget=memory_budget // 2,
+            ranks=ranks,
         )
         self._dense = Ablation(stream, samples, objective, batch_size=batch_size, memory_budget=memory_budget // 2)
         self._base_weights: dict[int, Weights] = {}
@@ -102,15 +114,28 @@ class RepairedAblation(Ablation):
             super().rebase(removed)
             self._base_weights = weights
 
-    def per_sequence(
-        self, sets: Sequence[Removed], batches: Iterable[int], advance: Callable[[int], None] = lambda _: None
-    ) -> torch.Tensor:
-        # A repair is fitted to the whole text, so one set is evaluated after the other, not one batch.
-        batches = list(batches)
-        for removed in sorted(dict.fromkeys(sets), key=self._start):
-            for index in batches:
-                self._find(removed, index)
-        return super().per_sequence(sets, batches, advance)
+    def ahead(self, keys: Iterable[Key]) -> None:
+        # Making a set the base repairs it, which every process would do for all of them.
+        with torch.no_grad():
+            self._find_all(list(keys))
+
+    def _in_order(self, sets: Sequence[Removed], batches: Sequence[int]) -> list[Key]:
+        # One set after the other, not one batch: a set is repaired once.
+        return [(removed, index) for removed in sorted(dict.fromkeys(sets), key=self._start) for index in batches]
+
+    def _share(self, missing: Sequence[Key]) -> list[Key]:
+        places = {removed: place for place, removed in enumerate(dict.fromkeys(removed for removed, _ in missing))}
+        # Where sets come one by one, they still go round.
+        turn = len(self._memo) // self.num_batches
+        ranks = self._ranks
+        return [(removed, index) for removed, index in missing if (turn + places[removed]) % ranks.count == ranks.index]
+
+    def _prepared(self) -> list[int]:
+        return list(range(len(self._rows)))
+
+    def _find_abreast(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
+        # A repair needs the whole text in one place of the model.
+        return {}
 
     def entering(self, index: int, position: int) -> torch.Tensor:
         with self._replaced(self._base_weights, index % FOLDS):
@@ -167,7 +192,7 @@ class RepairedAblation(Ablation):
         weights: Mapping[int, Weights] = MappingProxyType({}),
     ) -> list[torch.Tensor]:
         advanced = []
-        for index, (kept, stream) in enumerate(zip(self._batches, streams, strict=True)):
+        for index, (kept, stream) in enumerate(zip(self._batches.values(), streams, strict=True)):
             with self._replaced(weights, index % FOLDS):
                 advanced.append(self.stream.run(kept.batch, removed, start=start, stop=stop, stream=stream))
         return advanced
@@ -186,7 +211,7 @@ class RepairedAblation(Ablation):
         matrix = matrix_of(projection)
         gain = gain_after(block, branch, streams[0].shape[-1])
         moments = Moments(matrix.shape[1], len(gain), matrix.dtype, num_parts=FOLDS)
-        for index, (kept, entering) in enumerate(zip(self._batches, streams, strict=True)):
+        for index, (kept, entering) in enumerate(zip(self._batches.values(), streams, strict=True)):
             with calls_of([projection], entering.shape[:-1]) as calls:
                 after = self.stream.run(kept.batch, removed, start=place, stop=place + 1, stream=entering)
             inputs, written = calls[0]

@@ -84,7 +84,7 @@ class Moments:
         """(targets, inputs) the map by ridge regression, for all targets alike, that all parts but one give."""
         inputs = self.inputs - self._inputs[without]
         products = self._products.sum(dim=0) - self._products[without]
-        return _solve(inputs + ridge * _penalty(inputs), products).T.contiguous()
+        return _solve(inputs, ridge * _penalty(inputs), products).T.contiguous()
 
     def solve(self, ridges: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """The map that predicts the targets, by ridge regression towards zero.
@@ -106,7 +106,7 @@ class Moments:
         for index, ridge in enumerate(ridges):
             # The fitted part is a part of the total, and so is the penalty that belongs to it.
             share = self._inputs[FITTED].diagonal().sum() / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
-            tried = _solve(self._inputs[FITTED] + ridge * share * penalty, self._products[FITTED])
+            tried = _solve(self._inputs[FITTED], ridge * share * penalty, self._products[FITTED])
             fits = (tried * (self._inputs[HELD_OUT] @ tried - 2 * self._products[HELD_OUT])).sum(dim=0)
             better = before + fits < least
             least = torch.where(better, before + fits, least)
@@ -114,14 +114,14 @@ class Moments:
         for index in sorted(set(chosen.tolist()) - {-1}):
             columns = chosen == index
             products = self._products.sum(dim=0)[:, columns]
-            found[:, columns] = _solve(total + ridges[index] * penalty, products)
+            found[:, columns] = _solve(total, ridges[index] * penalty, products)
         left = torch.where(before > 0, least.clamp_min(0) / before.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
         return found.T.contiguous(), left
 
     @staticmethod
     def bytes(num_inputs: int, num_targets: int) -> int:
-        """What the sums take, and as much again while they are solved."""
-        return 4 * 8 * num_inputs * (num_inputs + num_targets)
+        """What the sums take, and what solving them takes beside."""
+        return 8 * num_inputs * (5 * num_inputs + 6 * num_targets)
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -141,15 +141,18 @@ class Moments:
 
 
 def _penalty(inputs: torch.Tensor) -> torch.Tensor:
-    """(inputs, inputs) what a ridge of one adds to the second moments of the inputs."""
+    """(inputs,) what a ridge of one adds to the second moment of each input."""
     energy = inputs.diagonal()
     mean = energy.mean().clamp_min(torch.finfo(torch.float64).tiny)
-    return (mean * energy.clamp_min(SMALLEST_ENERGY * mean)).sqrt().diag()
+    return (mean * energy.clamp_min(SMALLEST_ENERGY * mean)).sqrt()
 
 
-def _solve(matrix: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-    """Solution of a symmetric positive system; zero where it is singular to working precision."""
+def _solve(inputs: torch.Tensor, penalty: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """Ridge regression; zero where the system is singular to working precision."""
+    matrix = inputs.clone()
+    matrix.diagonal().add_(penalty)
     factor, failed = torch.linalg.cholesky_ex(matrix)
+    del matrix
     if failed:
         return torch.zeros_like(products)
     solution: torch.Tensor = torch.cholesky_solve(products, factor)

@@ -21,6 +21,7 @@ class Partial(Schedule):
     all the frozen blocks read, and untying it would make the model larger and another one for engines.
 
     Attributes:
+        learning_rate: at its highest.
         blocks: how many of the last blocks; all of them where there are fewer.
         tied: train the head also where it is the input embedding, in both roles.
     """

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from depthcut.model.architectures import Branch
+from depthcut.model.paging import like
 
 
 def normed(block: nn.Module, branch: Branch, stream: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def matrix_of(module: nn.Module) -> torch.Tensor:
 def replace_matrix(module: nn.Module, matrix: torch.Tensor) -> None:
     """Gives a linear map a new matrix, (outputs, inputs); the old tensor, which other models may share, stays."""
     matrix = matrix.T if isinstance(module, Conv1D) else matrix
-    module.weight = nn.Parameter(matrix.contiguous(), requires_grad=False)
+    module.weight = like(module.weight, matrix)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import Architecture
-from depthcut.model.stream import DecoderStream
+from depthcut.model.stream import DecoderStream, Run
 from depthcut.recovery import RECOVERIES, Damage, Repaired
 from depthcut.recovery.front_to_back import Change, FrontToBack, Group
 from depthcut.recovery.judge import Judge
@@ -166,18 +166,15 @@ class _Trial:
         self._run_to(group.pruned_stop)
 
     def _run_to(self, position: int) -> None:
-        self._streams = [
-            self._pruned.run(batch, start=self._position, stop=position, stream=stream)
-            for batch, stream in zip(self._batches, self._streams, strict=True)
-        ]
+        self._streams = self._run(position)
         self._position = position
 
+    def _run(self, stop: int | None) -> list[torch.Tensor]:
+        pairs = zip(self._batches, self._streams, strict=True)
+        return self._pruned.run_together([Run(batch, (), self._position, stop, stream) for batch, stream in pairs])
+
     def _value(self) -> float:
-        finals = (
-            self._pruned.run(batch, start=self._position, stream=stream)
-            for batch, stream in zip(self._batches, self._streams, strict=True)
-        )
-        return self._judge.value(self._pruned, self._batches, finals)
+        return self._judge.value(self._pruned, self._batches, self._run(None))
 
 
 RECOVERIES.register("refit", Refit, summary="projections solved anew, in closed form (the default)", source="ours")

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from depthcut.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Removal, Step, UnitChoice
+from depthcut.types import Cost, InputError, Removal, Step, UnitChoice
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Contiguous:
         """Takes whole blocks only."""
         _check(problem, "uidl")
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
-        return 0
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
+        return Cost()
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.scores is not None
@@ -59,11 +59,12 @@ class Window:
         """Takes whole blocks only."""
         _check(problem, "window")
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
         windows = _windows(problem)
         units, size = len(problem.units), max(map(len, windows))
-        # Of what is not removed, on average the half after the window has to be run.
-        return num_sequences * (units + len(windows) * (units - size) // 2)
+        # Two whole passes keep streams; of what is not removed, on average the half after the window has to be run.
+        evaluations = num_sequences * (2 * units + len(windows) * (units - size) // 2)
+        return Cost(unit_evaluations=evaluations, candidate_evaluations=len(windows))
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None

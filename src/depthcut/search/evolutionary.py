@@ -21,7 +21,7 @@ import torch
 from depthcut.importance.ablation import Ablation, Removed
 from depthcut.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Removal, Step, UnitChoice
+from depthcut.types import Cost, InputError, Removal, Step, UnitChoice
 
 Groups = frozenset[Removal]
 
@@ -32,6 +32,7 @@ class Evolutionary:
 
     Attributes:
         objective: one of `OBJECTIVES`, compared with the dense model on the calibration text.
+        generations: rounds of offspring and survivors.
         offspring: of each generation.
         num_initial: random sets of which the first parent is the best.
         max_exchanges: most groups exchanged at once; one is the likeliest, as in the paper's code.
@@ -58,13 +59,17 @@ class Evolutionary:
                 "sublayer, and --remove or --budget"
             )
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
         passes, survivors = 0.0, self.offspring
         for share, survive in self.stages:
             passes += survivors * share
             survivors = survive
-        kept = len(problem.units) * (1 - min(1, problem.steps_at_most / max(1, problem.num_removable)))
-        return int(num_sequences * kept * (self.num_initial + self.generations * (passes + survivors) / 2))
+        kept = len(problem.units) * (1 - min(1, problem.likely_steps / max(1, problem.num_removable)))
+        passes += survivors
+        return Cost(
+            unit_evaluations=int(num_sequences * kept * (self.num_initial + self.generations * passes / 2)),
+            candidate_evaluations=int(self.num_initial + self.generations * passes),
+        )
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None

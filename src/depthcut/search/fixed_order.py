@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import Removal, Step, UnitChoice
+from depthcut.types import Cost, Removal, Step, UnitChoice
 
 Order = Literal["deepest-first", "sequential", "reverse", "random"]
 
@@ -30,8 +30,8 @@ class FixedOrder:
     def check(self, problem: Problem) -> None:
         """Takes any unit and budget."""
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
-        return 0
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
+        return Cost()
 
     def path(self, problem: Problem) -> list[Step]:
         candidates = problem.candidates()

@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 from depthcut.importance.ablation import Ablation, Removed
 from depthcut.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import Removal, Step, UnitChoice
+from depthcut.types import Cost, Removal, Step, UnitChoice
 
 IMPROVEMENT = 1e-4
 """Share of the objective by which an exchange must lower it to be made: less is the noise of float32."""
@@ -50,6 +50,7 @@ class Greedy:
             forward passes costs.
         protected_fraction: blocks at the start that stay until that share of the sublayers (and one) is gone:
             FinerCut's protection, 0.4 in its instructions.
+        preferred_unit: what it removes where the user does not say.
     """
 
     objective: str = "kl"
@@ -73,13 +74,30 @@ class Greedy:
     def check(self, problem: Problem) -> None:
         """Takes any unit and budget."""
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
-        candidates, size = len(problem.candidates()), len(problem.candidates()[0])
-        units = len(problem.units)
-        rounds = range(problem.steps_at_most)
-        naive = num_sequences * sum((candidates - i) * (units - (i + 1) * size) for i in rounds if candidates > i)
-        # Prefix reuse saves half; the lazy rounds and their exchanges are held to the effort.
-        return naive // 2 if self.strategy == "exhaustive" else int(self.effort * naive)
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
+        candidates, units = len(problem.candidates()), len(problem.units)
+        size = len(problem.candidates()[0])
+        rounds = range(min(problem.likely_steps, candidates))
+        kept = [units - size * i for i in rounds]
+        naive = sum((candidates - i) * (count - size) for i, count in zip(rounds, kept, strict=True))
+        # Two whole passes keep streams. Later rounds walk on from what was removed, candidates from where they leave.
+        walked = 2 * units + sum(kept[1:]) / 2
+        if self.strategy == "exhaustive":
+            evaluated = 1.0 + sum(candidates - i for i in rounds)
+            passes = walked + naive / 2
+        else:
+            anew = min(candidates, self.num_looks + self.num_neighbours + self.num_oldest)
+            looks = candidates + (len(kept) - 1) * anew
+            # Few rounds need more than the least.
+            tails = len(kept) * self.num_full[0] + self.pilot_fraction * looks
+            # What candidates are compared with costs a vocabulary projection.
+            evaluated = 1 + tails + self.pilot_fraction * len(kept)
+            passes = (1 + self.pilot_fraction) * walked + tails * sum(kept) / len(kept) / 2
+            if self.swap and problem.budget.kind != "increase":
+                # Exchanges go on until the effort is spent.
+                evaluated *= max(1, self.effort * naive / passes)
+                passes = max(passes, self.effort * naive)
+        return Cost(unit_evaluations=int(num_sequences * passes), candidate_evaluations=int(evaluated))
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None
@@ -126,8 +144,10 @@ class _Rounds:
 
     def __post_init__(self) -> None:
         self._positions = {unit: position for position, unit in enumerate(self.problem.units)}
-        self.dense_value = self.ablation([])
         lazy = self.settings.strategy == "lazy"
+        # What the first round will need whatever the dense value is, so that processes can divide it at once.
+        first = [] if lazy or self.problem.is_met(frozenset()) else self.candidates(frozenset())
+        self.dense_value = self.ablation.evaluate([frozenset(), *map(frozenset, first)])[0]
         self.pilot = self.ablation.on_excerpts(self.settings.pilot_fraction) if lazy else self.ablation
 
     @property

@@ -10,7 +10,7 @@ from depthcut.importance.static import BLOCK_INFLUENCE, METRICS, metric_name
 from depthcut.objectives import OBJECTIVES, TASK_OBJECTIVES
 from depthcut.registry import unknown_name
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Removal, Step, UnitChoice
+from depthcut.types import Cost, InputError, Removal, Step, UnitChoice
 
 
 def rank(values: Mapping[str, float], candidates: list[Removal]) -> list[tuple[Removal, float]]:
@@ -58,9 +58,13 @@ class OneShot:
         if problem.unit == "pair":
             raise InputError("a one-shot ranking has no scores for pairs; use --unit block, attn, ffn or sublayer")
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
-        candidates = len(problem.candidates())
-        return num_sequences * candidates * len(problem.units) // 2 if self.needs == "objective" else 0
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
+        if self.needs != "objective":
+            return Cost()
+        candidates, units = len(problem.candidates()), len(problem.units)
+        # Two whole passes keep streams, and each candidate is run from where it leaves them.
+        evaluations = num_sequences * (2 * units + candidates * units // 2)
+        return Cost(unit_evaluations=evaluations, candidate_evaluations=candidates)
 
     def path(self, problem: Problem) -> list[Step]:
         candidates = problem.candidates()

@@ -14,7 +14,7 @@ from depthcut.model.architectures import Architecture
 from depthcut.model.units import ModelSizes
 from depthcut.objectives import find_objective
 from depthcut.registry import Registry
-from depthcut.types import InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
+from depthcut.types import Cost, InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
 
 ROUNDING, PRICE_ROUNDING = 1e-9, 1e-6
 """Relative: of all that has to go, and of what one step saves."""
@@ -28,12 +28,12 @@ class Budget:
     Attributes:
         kind: what `amount` is of.
         amount: units to remove (`count`), fraction of the units to remove (`share`), largest fraction of the dense
-            model's parameters, KV bytes or decoding time that may stay, or largest increase of an objective on held-out
-            text.
+            model's parameters, KV bytes or decoding time that may stay, most bytes that the weights may take, or
+            largest increase of an objective on held-out text.
         objective: which objective may increase, for `increase`.
     """
 
-    kind: Literal["count", "share", "parameters", "kv", "latency", "increase"]
+    kind: Literal["count", "share", "parameters", "kv", "latency", "bytes", "increase"]
     amount: float
     objective: str = ""
 
@@ -46,7 +46,7 @@ class Budget:
 
     @classmethod
     def parse(cls, remove: str | int | None, budget: str | None, max_increase: str | None = None) -> Budget:
-        """Reads `--remove 25%`, `--remove 8`, `--budget parameters=0.8` or `--max-increase kl=0.1`.
+        """Reads `--remove 25%`, `--remove 8`, `--budget parameters=0.8`, `bytes=8GB` or `--max-increase kl=0.1`.
 
         Raises:
             InputError: not exactly one is given, or the amount is out of range.
@@ -73,13 +73,47 @@ class Budget:
             if float(match[1]) >= 100:
                 raise InputError(f"cannot remove {remove}: something must remain, so give less than 100%")
             return cls("share", float(match[1]) / 100)
+        kind, _, amount = str(budget).strip().partition("=")
+        if kind == "bytes" and amount.endswith("B"):
+            return cls("bytes", parse_bytes(amount, "budget"))
         match = re.fullmatch(r"(\w+)=(\d*\.?\d+)", str(budget).strip())
         if match is None or match[1] not in REMAINING_SHARES or not 0 < float(match[2]) < 1:
             raise InputError(
                 f"budget {budget!r} is unknown: write parameters=0.8, kv=0.7 or latency=0.8, the fraction between 0 "
-                "and 1 that stays"
+                "and 1 that stays, or bytes=8GB, what the weights may take"
             )
         return cls(match[1], float(match[2]))  # type: ignore[arg-type]
+
+    def of_weights(self, parameters: int, bytes_per_parameter: int) -> Budget:
+        """A budget in bytes as the share of parameters that fits into them; any other as it is.
+
+        Raises:
+            InputError: the weights fit already.
+        """
+        if self.kind != "bytes":
+            return self
+        share = self.amount / (parameters * bytes_per_parameter)
+        if share >= 1:
+            raise InputError(
+                f"nothing has to go: the weights take {parameters * bytes_per_parameter / 1e9:.2f} GB "
+                f"({bytes_per_parameter} bytes a parameter), and the budget is {self.amount / 1e9:.2f} GB; give less"
+            )
+        return Budget("parameters", share)
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Reads `8GB`, `2GiB` or `800MiB`.
+
+    Args:
+        option: what is given so, for the error.
+
+    Raises:
+        InputError: it is no amount.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", text)
+    if match is None:
+        raise InputError(f"{option} {text!r} is no amount; write 2GiB or 800MiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
 
 
 @dataclass(frozen=True)
@@ -160,7 +194,7 @@ class Problem:
         assert self.latency is not None
         return sum(self.latency.unit_seconds[unit.kind] for unit in units)
 
-    def _surplus(self, removed: Collection[Unit]) -> float:
+    def _surplus(self, removed: Collection[Unit] = ()) -> float:
         """How much of what the budget counts has still to go."""
         totals = {"parameters": self.sizes.parameters, "kv": self.sizes.kv_bytes_per_token}
         total = totals[self.budget.kind] if self.latency is None else self.latency.token_seconds
@@ -213,6 +247,17 @@ class Problem:
     def steps_at_most(self) -> int:
         """Steps that the budget can take."""
         return self.wanted if self.budget.kind in ("count", "share") else len(self.candidates())
+
+    @property
+    def likely_steps(self) -> int:
+        """Steps that the budget will take if units of mean size go; as many as it can where only the search tells."""
+        candidates = self.candidates()
+        if self.budget.kind in ("parameters", "kv") and candidates:
+            mean = sum(map(self._price, candidates)) / len(candidates)
+            return min(len(candidates), math.ceil(self._surplus() / mean))
+        if self.budget.kind == "latency":
+            return min(len(candidates), math.ceil((1 - self.budget.amount) * self.num_removable))
+        return self.steps_at_most
 
     @property
     def wanted(self) -> int:
@@ -285,8 +330,8 @@ class Search(Protocol):
         """Raises InputError where the search cannot take the problem's unit or budget; needs no weights."""
         ...
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
-        """About how many unit evaluations finding a path takes, beside scoring: known before any weights load."""
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
+        """About what finding a path takes beside scoring, seconds aside: known before any weights load."""
         ...
 
 

@@ -11,6 +11,7 @@ from depthcut.importance.ablation import Ablation, Removed
 from depthcut.importance.shapley import (
     DEFAULT_MAX_FORWARDS,
     Importance,
+    ahead_of,
     leave_one_out,
     permutation,
     random_subsets,
@@ -21,7 +22,7 @@ from depthcut.importance.shapley import (
 from depthcut.objectives import TASK_OBJECTIVES, find_objective
 from depthcut.search.one_shot import rank
 from depthcut.search.problem import SEARCHES, Problem
-from depthcut.types import InputError, Removal, Step, UnitChoice
+from depthcut.types import Cost, InputError, Removal, Step, UnitChoice
 
 Estimator = Literal["permutation", "random-subsets", "leave-one-out"]
 _METRICS: dict[Estimator, str] = {
@@ -67,14 +68,16 @@ class Shapley:
         if self.estimator == "permutation":
             require_enough_forwards(len(problem.candidates()), self.max_forwards or DEFAULT_MAX_FORWARDS)
 
-    def estimate(self, problem: Problem, num_sequences: int) -> int:
+    def estimate(self, problem: Problem, num_sequences: int) -> Cost:
         players, units = len(problem.candidates()), len(problem.units)
         if self.estimator == "leave-one-out":
-            return num_sequences * players * units // 2
-        if self.estimator == "permutation":
+            forwards, share = players, 0.5
+        elif self.estimator == "permutation":
             # Half a pass for what stays behind the unit that goes, and half of that is gone already.
-            return num_sequences * (self.max_forwards or DEFAULT_MAX_FORWARDS) * units // 4
-        return int(num_sequences * (self.max_forwards or self.num_subsets) * units * self._keep_fraction)
+            forwards, share = self.max_forwards or DEFAULT_MAX_FORWARDS, 0.25
+        else:
+            forwards, share = self.max_forwards or self.num_subsets, self._keep_fraction
+        return Cost(unit_evaluations=int(num_sequences * forwards * units * share), candidate_evaluations=forwards)
 
     def path(self, problem: Problem) -> list[Step]:
         assert problem.ablation is not None
@@ -87,26 +90,29 @@ class Shapley:
         problem.keep_scores(scores)
         ranked = [player for player, _ in rank(scores.values, players)]
         value = value_of(problem.ablation)
-        steps: list[Step] = []
-        removed: Removed = frozenset()
-        for player in ranked[:-1] if removes_all else ranked:
-            removed = removed.union(player)
-            steps.append(Step(remove=player, objective=value(removed)))
-        return steps
+        leaving = ranked[:-1] if removes_all else ranked
+        gone: list[Removed] = []
+        for player in leaving:
+            gone.append(frozenset(player).union(*gone[-1:]))
+        ahead_of(problem.ablation)(gone)
+        return [Step(remove=player, objective=value(removed)) for player, removed in zip(leaving, gone, strict=True)]
 
     def importance(self, players: Sequence[Removal], ablation: Ablation, seed: int = 0) -> Importance:
         """The estimate for these players; costs forward passes, fewer where the ablation's journal knows sets."""
         if self.estimator == "leave-one-out":
-            return leave_one_out(players, value_of(ablation), self.max_forwards)
+            return leave_one_out(players, value_of(ablation), self.max_forwards, ahead_of(ablation))
         if self.estimator == "permutation":
             max_forwards = self.max_forwards or DEFAULT_MAX_FORWARDS
-            return permutation(players, value_of(ablation), max_forwards=max_forwards, seed=seed)
+            return permutation(
+                players, value_of(ablation), max_forwards=max_forwards, seed=seed, ahead=ahead_of(ablation)
+            )
         return random_subsets(
             players,
             values_of_batches(ablation),
             num_subsets=self.max_forwards or self.num_subsets,
             keep_fraction=self._keep_fraction,
             seed=seed,
+            ahead=ablation.ahead,
         )
 
     @property

@@ -20,7 +20,7 @@ SAMPLED_VALUES = 64
 
 @contextmanager
 def training_folder(damage: Damage, schedule: Schedule, pruned: PreTrainedModel) -> Iterator[Path]:
-    """A folder of this training alone: in `damage.folder`, where it stays; else a temporary one.
+    """A folder of this training alone: in `damage.folder`, where it stays and ranks share it; else a temporary one.
 
     Its name holds all that decides the result: the settings, the text, the seed, the size of the pieces and the model.
     """
@@ -31,11 +31,14 @@ def training_folder(damage: Damage, schedule: Schedule, pruned: PreTrainedModel)
     digest = hashlib.sha256(repr((schedule, damage.seed, damage.batch_size, pruned.device.type)).encode())
     settings = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
     digest.update(repr(sorted(settings.items())).encode())
+    if damage.ranks.count > 1:
+        digest.update(repr(damage.ranks.count).encode())
     for tensor in (damage.text.input_ids, damage.text.attention_mask):
         digest.update(repr(tensor.tolist()).encode())
     for name, parameter in pruned.named_parameters():
         sampled = parameter.detach().reshape(-1)[:SAMPLED_VALUES].float().tolist()
         digest.update(repr((name, tuple(parameter.shape), sampled)).encode())
-    folder = damage.folder / f"{type(schedule).__name__.lower()}-{digest.hexdigest()[:16]}"
+    name = f"{type(schedule).__name__.lower()}-{digest.hexdigest()[:16]}"
+    folder = damage.folder / damage.ranks.from_first(lambda: name)
     folder.mkdir(parents=True, exist_ok=True)
     yield folder

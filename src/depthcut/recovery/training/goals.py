@@ -6,7 +6,7 @@ the mean over all positions of an update, so that neither pads nor the size of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +141,9 @@ def follow_stream(damage: Damage, rows: torch.Tensor, folder: Path) -> DenseStre
     What a killed run has finished is used again. Takes 4 bytes of disk a token and channel, and one forward pass.
     """
     dense, samples, rows = damage.dense, damage.text, torch.unique(rows)
-    file, finished = folder / "dense_stream.npy", folder / "dense_stream_finished"
-    if finished.is_file():
-        damage.advance(len(rows))
-    else:
+    file = folder / "dense_stream.npy"
+
+    def ask() -> None:
         shape = (*samples.input_ids.shape, dense.model.config.get_text_config().hidden_size)
         kept = open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
         for chosen in torch.split(rows, damage.batch_size):
@@ -154,7 +153,8 @@ def follow_stream(damage: Damage, rows: torch.Tensor, folder: Path) -> DenseStre
                     kept[chosen.numpy(), positions] = read.pop().float().cpu().numpy()
             damage.advance(len(chosen))
         kept.flush()
-        finished.touch()
+
+    _once(damage, folder / "dense_stream_finished", len(rows), ask)
     return DenseStream(samples, open_memmap(file, mode="r"))
 
 
@@ -172,10 +172,8 @@ def ask_teacher(damage: Damage, rows: torch.Tensor, top_k: int, folder: Path) ->
     top_k = min(top_k, vocabulary)
     rest = top_k < vocabulary
     files = {name: folder / f"teacher_{name}.npy" for name in ("log_p", "index")}
-    finished = folder / "teacher_finished"
-    if finished.is_file():
-        damage.advance(len(rows))
-    else:
+
+    def ask() -> None:
         shape = tuple(samples.input_ids.shape)
         log_p = open_memmap(files["log_p"], mode="w+", dtype=np.float32, shape=(*shape, top_k + rest))
         index = open_memmap(files["index"], mode="w+", dtype=np.int32, shape=(*shape, top_k))
@@ -189,5 +187,22 @@ def ask_teacher(damage: Damage, rows: torch.Tensor, top_k: int, folder: Path) ->
             damage.advance(len(chosen))
         log_p.flush()
         index.flush()
-        finished.touch()
+
+    _once(damage, folder / "teacher_finished", len(rows), ask)
     return Teacher(samples, open_memmap(files["log_p"], mode="r"), open_memmap(files["index"], mode="r"), rest)
+
+
+def _once(damage: Damage, finished: Path, num_sequences: int, ask: Callable[[], None]) -> None:
+    """Asks the dense model unless a killed run has; where ranks share the folder, the first of them does."""
+
+    def ask_unless_known() -> None:
+        if finished.is_file():
+            damage.advance(num_sequences)
+        else:
+            ask()
+            finished.touch()
+
+    if damage.folder is None:
+        ask_unless_known()
+    else:
+        damage.ranks.from_first(ask_unless_known)

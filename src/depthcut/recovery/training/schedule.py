@@ -46,9 +46,10 @@ class Schedule:
         """Updates over which the rate really rises."""
         return min(self.warmup, self.steps // 10)
 
-    def sequences_at_once(self, limit: int) -> int:
-        """The most sequences that run together and divide a batch evenly, so that pieces weigh the same."""
-        return max(size for size in range(1, min(limit, self.batch_size) + 1) if self.batch_size % size == 0)
+    def sequences_at_once(self, limit: int, num_ranks: int = 1) -> int:
+        """The most sequences that run together and divide a rank's part of a batch evenly: pieces weigh the same."""
+        of_rank = self.batch_size // num_ranks
+        return max(size for size in range(1, min(limit, of_rank) + 1) if of_rank % size == 0)
 
 
 def training_rows(samples: Samples, num_sequences: int, seed: int) -> torch.Tensor:

@@ -3,12 +3,16 @@
 The Trainer brings the schedule, mixed precision and checkpoints; ours is the loss, the text in a fixed order, and
 checkpoints that hold nothing but what trains. A half-written checkpoint counts for nothing. Nothing is printed or
 reported, and nothing is written outside the folder.
+
+Started by torchrun or accelerate, the Trainer divides each update's sequences among the ranks and adds up what they
+find, so that an update is the same mean over the same sequences; sums of another order round differently.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import shutil
 import time
@@ -26,6 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from depthcut.calibration import Samples
+from depthcut.distributed import Ranks
 from depthcut.recovery import Damage
 from depthcut.recovery.training.copies import trained
 from depthcut.recovery.training.goals import Goal, head_inputs
@@ -54,19 +59,19 @@ def train(
         Mean loss by step, in at most `CURVE_POINTS` groups of steps, each under its last.
 
     Raises:
-        InputError: the model is on a GPU that the Trainer does not use.
+        InputError: the model is on a GPU that the Trainer does not use, or weights would be divided among ranks.
     """
-    if model.device.type == "cuda" and model.device.index:
+    if model.device.type == "cuda" and (model.device.index or 0) != int(os.environ.get("LOCAL_RANK", "0")):
         raise InputError(
-            f"healing uses the first GPU that it sees, and the model is on {model.device}; set CUDA_VISIBLE_DEVICES to "
-            "choose another, and give --device cuda"
+            f"healing uses one GPU for each process, from the first one on, and the model is on {model.device}; set "
+            "CUDA_VISIBLE_DEVICES to choose another, and give --device cuda"
         )
     text = TrainingText(damage.text, goal, training_rows(damage.text, schedule.num_sequences, damage.seed))
     with _quietly(), own_randomness():
         arguments = _arguments(model, schedule, learning_rate, damage, folder)
         watch = _Watch(damage, schedule.batch_size)
-        trainer = HealingTrainer(goal, model=model, args=arguments, train_dataset=text, callbacks=[watch])
-        checkpoint = _last_checkpoint(folder)
+        trainer = HealingTrainer(goal, damage.ranks, model=model, args=arguments, train_dataset=text, callbacks=[watch])
+        checkpoint = damage.ranks.from_first(lambda: _last_checkpoint(folder))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         # Takes off what mixed precision has wrapped around the forward pass.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -105,25 +110,27 @@ class TrainingText(Dataset[dict[str, torch.Tensor]]):
 class HealingTrainer(Trainer):  # type: ignore[misc]
     """Mean of the goal's losses over all positions of an update that count, also where an update runs in pieces."""
 
-    def __init__(self, goal: Goal, **arguments: Any) -> None:
+    def __init__(self, goal: Goal, ranks: Ranks, **arguments: Any) -> None:
         super().__init__(data_collator=default_collate, **arguments)
-        self.goal = goal
+        self.goal, self.ranks = goal, ranks
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], int]:
-        """The pieces of one update and how many positions of them count."""
+    ) -> tuple[list[dict[str, torch.Tensor]], float]:
+        """The pieces of one update for this rank, and how many positions of the whole update count, for each rank."""
         pieces = list(itertools.islice(epoch_iterator, num_batches))
-        return pieces, max(1, sum(int(piece["counted"].sum()) for piece in pieces))
+        counted = sum(int(piece["counted"].sum()) for piece in pieces)
+        # Gradients are averaged over ranks, so that each divides by its part of what all of them count.
+        return pieces, max(1, sum(self.ranks.gather(counted))) / self.ranks.count
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: int | None = None,
+        num_items_in_batch: float | None = None,
     ) -> torch.Tensor:
         """The piece's share of the update's mean, nats per token."""
         assert num_items_in_batch is not None and not return_outputs
@@ -139,6 +146,8 @@ class HealingTrainer(Trainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; the rest is the pruned model's."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: values.cpu().contiguous() for name, values in trained(self.model).items()}
@@ -176,7 +185,8 @@ def _arguments(
     model: PreTrainedModel, schedule: Schedule, learning_rate: float, damage: Damage, folder: Path
 ) -> TrainingArguments:
     on_cpu = model.device.type == "cpu"
-    at_once = schedule.sequences_at_once(damage.batch_size)
+    num_ranks = damage.ranks.count
+    at_once = schedule.sequences_at_once(damage.batch_size, num_ranks)
     half = model.dtype != torch.float32
     # A float32 model on a CPU trains in float32: bfloat16 is slower there unless the processor has it.
     bf16 = half if on_cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -184,7 +194,7 @@ def _arguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
         per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=schedule.batch_size // at_once,
+        gradient_accumulation_steps=schedule.batch_size // num_ranks // at_once,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=schedule.warmup_steps,

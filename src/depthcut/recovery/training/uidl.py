@@ -63,6 +63,7 @@ class LowRank(Schedule):
         rank: also LoRA's alpha; UIDL's for the model where left out.
         learning_rate: at its highest; UIDL's for the model where left out.
         modules: the sublayers whose linear maps are changed.
+        dropout: share of an adapter's inputs that each update leaves out.
     """
 
     rank: Count | None = None

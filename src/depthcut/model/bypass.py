@@ -120,6 +120,11 @@ def bypass(model: PreTrainedModel, architecture: Architecture, units: Iterable[U
 
     The model is as before on exit, also after an exception. Already removed or bypassed units may be given again.
 
+    Args:
+        model: changed in place while open; its tensors are not touched.
+        architecture: the row that describes it.
+        units: what is to add nothing, in any order.
+
     Raises:
         IndexError: a unit is not of this model.
     """

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import logging
 import re
 import struct
 import sys
@@ -29,10 +31,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.dequantise import dequantise
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
+from depthcut.model.paging import Pager, take_weights
 from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
@@ -50,6 +55,7 @@ class ModelSource:
     Attributes:
         folder: directory with the files; of a hub model, at first only the small ones.
         gguf_file: file name in the folder, for a GGUF.
+        has_weights: whether there are any, here or on the hub.
     """
 
     provenance: Provenance
@@ -60,6 +66,7 @@ class ModelSource:
     trust_remote_code: bool
     base_model: str | None = None
     license: str | None = None
+    has_weights: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,22 +81,27 @@ class ModelSource:
         with _reading(self.provenance.source, "tokenizer"):
             return AutoTokenizer.from_pretrained(self.folder, **self._arguments())
 
-    def load_model(self, device: str = "auto") -> PreTrainedModel:
+    def load_model(self, device: str = "auto", pager: Pager | None = None) -> PreTrainedModel:
         """Reads the weights; the model is in eval mode and can be saved (a dequantised one too).
 
         Args:
             device: a torch device, or `auto`: the first GPU where there is one.
+            pager: what brings weights into memory as layers run; the device is then the CPU.
+
+        Raises:
+            InputError: the weights cannot be read, or are stored in a way that cannot be paged.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = chosen_device(device)
         arguments = self._arguments()
         if self.provenance.format == "hub":
             _download(self.provenance.source, self.provenance.revision, ["*.safetensors"])
+        stored = None if self.gguf_file else self.provenance.quantisation
+        if pager is not None:
+            return self._load_paged(pager, arguments, stored)
         if self.gguf_file:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         else:
             arguments["use_safetensors"] = True
-        stored = None if self.gguf_file else self.provenance.quantisation
         if stored is not None:
             quiet()
             # Quantised weights are put where they stay: not every kind can be moved afterwards.
@@ -98,11 +110,7 @@ class ModelSource:
             model, found = AutoModelForCausalLM.from_pretrained(
                 self.folder, dtype=self.dtype, output_loading_info=True, **arguments
             )
-        if found["missing_keys"]:
-            raise InputError(
-                f"the weights of {self.provenance.source} lack {min(found['missing_keys'])}, which would be made up at "
-                "random; download or write the model again"
-            )
+        self._require_all(found)
         if self.gguf_file:
             # A dequantised model still carries its quantisation and would refuse to be saved.
             model.config.__dict__.pop("quantization_config", None)
@@ -110,6 +118,47 @@ class ModelSource:
             model.is_quantized = False
         settle(model)
         return (model if stored is not None else model.to(device)).eval()
+
+    def _load_paged(self, pager: Pager, arguments: dict[str, Any], stored: str | None) -> PreTrainedModel:
+        if stored is not None:
+            raise InputError(
+                f"{self.provenance.source} does not fit into the memory budget, and {stored} weights cannot be read "
+                "block by block; give a larger --memory-budget"
+            )
+        folder = self.folder
+        with _reading(self.provenance.source, "weights"):
+            if self.gguf_file:
+                folder = pager.scratch / "dequantised"
+                folder.mkdir()
+                dequantise(self.folder / self.gguf_file, self.config, self.dtype, folder)
+                arguments.pop("gguf_file")
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=self.dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                device_map={"": "disk"},
+                offload_folder=str(pager.scratch),
+                **arguments,
+            )
+            take_weights(model, pager, self.dtype, list(self.architecture.block_list(model)))
+        self._require_all(found)
+        return model.eval()
+
+    def _require_all(self, found: dict[str, Any]) -> None:
+        """Raises InputError where weights are missing."""
+        if found["missing_keys"]:
+            raise InputError(
+                f"the weights of {self.provenance.source} lack {min(found['missing_keys'])}, which would be made up at "
+                "random; download or write the model again"
+            )
+
+
+def chosen_device(name: str) -> str:
+    """The device that `auto` stands for: the first GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(name: str) -> None:
@@ -125,13 +174,24 @@ def check_device(name: str) -> None:
 
 
 def resolve(
-    name: str, *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    needs_weights: bool = True,
 ) -> ModelSource:
     """Finds a model by hub id, directory, `.gguf` file or alias; reads its configuration, not its weights.
 
     Args:
+        name: what the user wrote.
         revision: commit, tag or branch of a hub model.
         dtype: a torch dtype's name, or `auto`: the stored one (float32 for a GGUF).
+        trust_remote_code: run code that comes with the model; off unless asked for.
+        needs_weights: whether a directory that holds a configuration alone is refused.
+
+    Returns:
+        The model before its weights are read; of a hub model only small files have been downloaded.
 
     Raises:
         InputError: there is no such model, it is damaged, or its family is not supported.
@@ -150,8 +210,9 @@ def resolve(
         patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"] + (["*.py"] if trust_remote_code else [])
         kind, folder, gguf_file = "hub", _download(name, revision, patterns), None
         revision = folder.name
-    if kind == "directory":
-        _check_directory(folder)
+    has_weights = kind != "directory" or _has_weights(folder)
+    if needs_weights and not has_weights:
+        raise InputError(f"{folder} holds no safetensors weights; convert other formats first (pickles are not read)")
 
     if revision and kind != "hub":
         raise InputError(f"{name} is no model of the hub and has no revision {revision!r}; leave the revision out")
@@ -178,7 +239,9 @@ def resolve(
         dtype=stored if dtype == "auto" else dtype,
         quantisation=stored_as,
     )
-    source = ModelSource(provenance, folder, gguf_file, config, architecture, trust_remote_code)
+    source = ModelSource(
+        provenance, folder, gguf_file, config, architecture, trust_remote_code, has_weights=has_weights
+    )
     if packaged:
         return replace(source, base_model=packaged.base_model, license=packaged.license)
     return replace(source, base_model=name if kind == "hub" else None)
@@ -199,24 +262,42 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         ) from error
 
 
-def _check_directory(folder: Path) -> None:
+def _has_weights(folder: Path) -> bool:
+    """Whether a directory holds weights beside a configuration.
+
+    Raises:
+        InputError: there is no configuration, or a file of weights is damaged, missing or cannot be read.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no model: it has no config.json")
     weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise InputError(f"{folder} holds no safetensors weights; convert other formats first (pickles are not read)")
     for file in weights:
         try:
-            with safe_open(file, framework="pt"):
+            # safetensors says of any file that it cannot open that there is none.
+            with file.open("rb"), safe_open(file, framework="pt"):
                 pass
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise InputError(f"{file} is damaged ({error}); download or write the model again") from error
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror or error}; see to its permissions") from error
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and not (folder / SAFE_WEIGHTS_NAME).is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is no list of shards; download or write the model again") from error
+        if missing := sorted(shards - {file.name for file in weights}):
+            raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; download the model again")
+    return bool(weights)
 
 
 @contextmanager
 def _reading(name: str, what: str) -> Iterator[None]:
-    """Turns the many ways in which a damaged file can fail into one sentence; keeps transformers quiet."""
+    """Turns the many ways in which a damaged file can fail into one sentence; keeps the readers quiet."""
     level = transformers_logging.get_verbosity()
+    of_accelerate = logging.getLogger("accelerate")
+    its_level = of_accelerate.level
+    of_accelerate.setLevel(logging.ERROR)
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -227,6 +308,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
         raise InputError(f"cannot read the {what} of {name}: {reason}") from error
     finally:
         transformers_logging.set_verbosity(level)
+        of_accelerate.setLevel(its_level)
         if bars:
             transformers_logging.enable_progress_bar()
 

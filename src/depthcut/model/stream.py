@@ -15,7 +15,7 @@ import functools
 import inspect
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from depthcut.faults import is_out_of_memory
 from depthcut.model.architectures import Architecture
 from depthcut.model.bypass import bypass
-from depthcut.types import InputError, Unit
+from depthcut.model.paging import pager_of
+from depthcut.types import InputError, ResourceError, Unit
 
 LOGIT_BYTES = 128 * 2**20
 """Most bytes that one piece of float32 logits may take."""
@@ -62,6 +64,27 @@ Visitor = Callable[[Unit | int, torch.Tensor, torch.Tensor], None]
 the block's index and the stream before and after the whole block."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """One pass through units.
+
+    Attributes:
+        removed: units that are left out.
+        start: position in `units` to begin at; in families with parallel branches it must be the first of a block.
+        stop: position to stop at, the end where left out; like `start`, the first of a block for such families.
+        stream: (sequences, length, hidden) entering that position, or what gives it once runs before this one have come
+            there; the embedding where left out.
+        visit: sees the stream around every unit, the removed ones too (for them before = after).
+    """
+
+    batch: Batch
+    removed: Collection[Unit] = ()
+    start: int = 0
+    stop: int | None = None
+    stream: torch.Tensor | Callable[[], torch.Tensor] | None = None
+    visit: Visitor | None = None
+
+
 class DecoderStream:
     """The engine for one model.
 
@@ -71,19 +94,31 @@ class DecoderStream:
 
     Attributes:
         unit_evaluations: single attentions and FFNs run so far, each on one sequence.
+        pager: what brings the weights into memory; None where they are there.
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
-        _keep_freed_memory()
         self.model = model
         self.architecture = architecture
         self.blocks = architecture.block_list(model)
         self.units = architecture.units(len(self.blocks))
         self.unit_evaluations = 0
+        self.pager = pager_of(model)
+        if self.pager is None:
+            _keep_freed_memory()
+        else:
+            # What runs side by side goes through a block, and at last through the head, several times.
+            self.pager.make_hold(max(_bytes(part) for part in (*self.blocks, self._head())))
+        self._rows_at_once: int | None = None
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prepare(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Batch:
-        """Embeds a batch and records how the model calls its blocks; no block runs."""
+        """Embeds a batch and records how the model calls its blocks; no block runs.
+
+        Args:
+            input_ids: (sequences, length) int64.
+            attention_mask: (sequences, length), 1 where there is a token and 0 at pads; no pads where left out.
+        """
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         input_ids = input_ids.to(self.model.device)
@@ -111,34 +146,131 @@ class DecoderStream:
         """Runs the units from position `start` on, without the removed ones.
 
         Args:
-            start: position in `units`; in families with parallel branches it must be the first of a block.
-            stop: position to stop at, the end where left out; like `start`, the first of a block for such families.
-            stream: (sequences, length, hidden) entering that position; the embedding where left out.
+            batch: from `prepare`.
+            removed: units that are to add nothing.
+            start: position to begin at; with `parallel` branches the first of a block.
+            stop: position to stop at, the end where left out.
+            stream: (sequences, length, hidden) entering `start`; the embedding where left out.
             visit: sees the stream around every unit, the removed ones too (for them before = after).
 
         Returns:
             The stream entering `stop` (by default the one before the final norm), same shape as `stream`.
         """
-        hidden = batch.embedded if stream is None else stream
+        return self.run_together([Run(batch, removed, start, stop, stream, visit)])[0]
+
+    def run_together(self, runs: Sequence[Run]) -> list[torch.Tensor]:
+        """Several passes side by side, block by block: where weights are paged, each is brought in once for all.
+
+        Returns:
+            The stream that each run ends with, as `run` gives it.
+        """
         per_block = len(self.architecture.branches)
-        first_layer, offset = divmod(start, per_block)
-        stop = len(self.units) if stop is None else stop
-        if self.architecture.parallel and (offset or stop % per_block):
+        stops = [len(self.units) if run.stop is None else run.stop for run in runs]
+        if self.architecture.parallel and any(
+            run.start % per_block or stop % per_block for run, stop in zip(runs, stops, strict=True)
+        ):
             raise ValueError("branches that read the same stream can only be entered and left at their block's start")
-        for layer in range(first_layer, -(-stop // per_block)):
-            units = self.units[layer * per_block : (layer + 1) * per_block]
-            passed = units[:offset] if layer == first_layer else ()
-            ahead = units[stop - layer * per_block :]
-            absent = [unit for unit in units if unit in removed or unit in passed or unit in ahead]
-            kept = len(units) - len(absent)
-            if not kept and visit is None:
-                continue
-            self.unit_evaluations += kept * len(hidden)
-            with bypass(self.model, self.architecture, absent):
-                hidden = self._run_block(batch, layer, hidden, units[len(passed) :], visit)
-        return hidden
+        streams: list[torch.Tensor | None] = [None] * len(runs)
+        for layer in range(min((run.start for run in runs), default=0) // per_block, len(self.blocks)):
+            for index, (run, stop) in enumerate(zip(runs, stops, strict=True)):
+                if run.start < (layer + 1) * per_block and layer * per_block < stop:
+                    streams[index] = self._run_layer(run, stop, layer, _entering(run, streams[index]))
+        return [_entering(run, stream) for run, stream in zip(runs, streams, strict=True)]
+
+    def _run_layer(self, run: Run, stop: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What of a run lies in one block."""
+        per_block = len(self.architecture.branches)
+        begin = layer * per_block
+        units = self.units[begin : begin + per_block]
+        passed = units[: max(0, run.start - begin)]
+        ahead = units[stop - begin :]
+        absent = [unit for unit in units if unit in run.removed or unit in passed or unit in ahead]
+        kept = len(units) - len(absent)
+        if not kept and run.visit is None:
+            return hidden
+        self.unit_evaluations += kept * len(hidden)
+        with bypass(self.model, self.architecture, absent):
+            return self._run_block(run.batch, layer, hidden, units[len(passed) :], run.visit)
+
+    def stream_bytes(self, input_ids: torch.Tensor) -> int:
+        """What the stream of a batch takes.
+
+        Args:
+            input_ids: (sequences, length).
+        """
+        width: int = self.model.config.get_text_config().hidden_size
+        itemsize: int = self.model.dtype.itemsize
+        return input_ids.numel() * width * itemsize
+
+    def together(self, num_items: int, item_bytes: int) -> Iterator[range]:
+        """Items, such as batches, that are run side by side: one after the other where weights are in memory.
+
+        Args:
+            item_bytes: what running one keeps in memory.
+        """
+        step = 1 if self.pager is None else max(1, self.pager.activations // max(1, item_bytes))
+        for begin in range(0, num_items, step):
+            yield range(begin, min(begin + step, num_items))
 
     def _run_block(
+        self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
+    ) -> torch.Tensor:
+        """A block on a whole batch, or on parts of it once memory did not suffice for so many sequences.
+
+        Each part is what it is when run by itself: it may differ from the whole in the last bits.
+
+        Raises:
+            ResourceError: memory does not suffice for one sequence.
+        """
+        if self._rows_at_once is None or len(hidden) <= self._rows_at_once:
+            seen: list[tuple[Unit | int, torch.Tensor, torch.Tensor]] = []
+            keep = None if visit is None else lambda *around: seen.append(around)
+            try:
+                output = self._call_block(batch, layer, hidden, units, keep)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._run_fewer_at_once(batch.input_ids.shape, error)
+            else:
+                for around in seen:
+                    assert visit is not None
+                    visit(*around)
+                return output
+        # Only here is the failed attempt's memory free again: the exception held it.
+        torch.cuda.empty_cache()
+        return self._run_block_in_parts(batch, layer, hidden, units, visit)
+
+    def _run_fewer_at_once(self, shape: torch.Size, error: Exception) -> None:
+        num_sequences, length = shape
+        if num_sequences == 1:
+            raise ResourceError(
+                f"there is no memory for one sequence of {length} tokens; free some, give shorter ones, load the model "
+                "with --dtype bfloat16, or give a smaller --memory-budget"
+            ) from error
+        if self._rows_at_once is None:
+            print(f"no memory for {num_sequences} sequences at a time: they are run in parts", file=sys.stderr)
+        self._rows_at_once = num_sequences // 2
+
+    def _run_block_in_parts(
+        self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
+    ) -> torch.Tensor:
+        step = self._rows_at_once
+        assert step is not None
+        outputs: list[torch.Tensor] = []
+        seen: dict[Unit | int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for begin in range(0, len(hidden), step):
+            rows = slice(begin, begin + step)
+            mask = None if batch.attention_mask is None else batch.attention_mask[rows]
+            part = self.prepare(batch.input_ids[rows], mask)
+            keep = None if visit is None else lambda unit, *around: seen.setdefault(unit, []).append(around)
+            outputs.append(self._run_block(part, layer, hidden[rows], units, keep))
+        for unit, around in seen.items():
+            assert visit is not None
+            before, after = (torch.cat(streams) for streams in zip(*around, strict=True))
+            visit(unit, before, after)
+        return torch.cat(outputs)
+
+    def _call_block(
         self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
     ) -> torch.Tensor:
         block = self.blocks[layer]
@@ -160,6 +292,13 @@ class DecoderStream:
             visit(unit, before, after)
         visit(layer, hidden, output)
         return output
+
+    def _head(self) -> list[nn.Parameter]:
+        """What comes after the blocks."""
+        read_by_token = self.model.get_input_embeddings().weight
+        before = set() if self.model.get_output_embeddings().weight is read_by_token else {id(read_by_token)}
+        before |= {id(parameter) for block in self.blocks for parameter in block.parameters()}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in before]
 
     def _modules(self, unit: Unit) -> list[nn.Module]:
         block = self.blocks[unit.layer]
@@ -208,6 +347,15 @@ class DecoderStream:
                 block.__dict__.pop("forward", None)
 
 
+def _entering(run: Run, stream: torch.Tensor | None) -> torch.Tensor:
+    """The stream of a run so far, before it has begun the one that it begins with."""
+    if stream is not None:
+        return stream
+    if run.stream is None:
+        return run.batch.embedded
+    return run.stream() if callable(run.stream) else run.stream
+
+
 @functools.cache
 def _keep_freed_memory() -> None:
     """Has glibc reuse the memory of large temporaries: giving it back at once costs a page fault for every page."""
@@ -216,6 +364,10 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**30)
+
+
+def _bytes(part: nn.Module | list[nn.Parameter]) -> int:
+    return sum(parameter.nbytes for parameter in (part.parameters() if isinstance(part, nn.Module) else part))
 
 
 def _first(output: Any) -> torch.Tensor:

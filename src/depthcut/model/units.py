@@ -59,16 +59,21 @@ def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSi
     return ModelSizes(sum(num_elements(parameter) for parameter in model.parameters()), units)
 
 
+def attends(kind: UnitKind, core: nn.Module) -> bool:
+    """Whether a unit is an attention, which keeps keys; a mixer is one only where it has a map for them."""
+    return kind == "attn" or hasattr(core, "k_proj")
+
+
 def _kv_bytes(model: PreTrainedModel, kind: UnitKind, core: nn.Module) -> int:
-    """Of one attention with parameters; a mixer keeps keys only where it has a map for them."""
-    if kind != "attn" and not hasattr(core, "k_proj"):
+    """Of one attention with parameters."""
+    if not attends(kind, core):
         return 0
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "kv_lora_rank", None):
         # Engines keep the compressed form, and the part of the keys that is rotated.
         numbers = int(config.kv_lora_rank + config.qk_rope_head_dim)
     else:
-        numbers = 2 * _num_kv_heads(config) * _head_dim(config)
+        numbers = 2 * _num_kv_heads(config) * head_dim(config)
     return numbers * int(model.dtype.itemsize)
 
 
@@ -79,13 +84,19 @@ def _num_kv_heads(config: PreTrainedConfig) -> int:
     return int(given or config.num_attention_heads)
 
 
-def _head_dim(config: PreTrainedConfig) -> int:
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one head of an attention."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def sizes_from_config(config: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype) -> ModelSizes:
-    """Sizes of a model that is not loaded: built from its configuration on the meta device, in milliseconds."""
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model without weights, on the meta device: all its shapes, in milliseconds."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
-    return measure_sizes(model, architecture)
+    return model
+
+
+def sizes_from_config(config: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype) -> ModelSizes:
+    """Sizes of a model that is not loaded."""
+    return measure_sizes(empty_model(config, dtype), architecture)

@@ -1,0 +1,128 @@
+"""What a machine can do, for estimates: data sheets of some accelerators, or this machine, measured for a second.
+
+Published peaks are of dense arithmetic, without sparsity. No model reaches them: that large matrices in a plain
+transformers loop come to `UTILISATION` of the peak is an assumption, not a measurement.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from depthcut.registry import unknown_name
+from depthcut.types import InputError
+
+HERE = "here"
+UTILISATION = 0.4
+"""Share of a published peak that is counted on."""
+
+MEASURED_SECONDS = 0.7
+MEASURED_TOKENS = 1024
+DISK_BYTES_PER_SECOND = 1e9
+"""What weights are taken to be read from files at, where they do not fit into this machine's memory."""
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One device.
+
+    Attributes:
+        flops_per_second: that are counted on, in the dtype of the model.
+        memory_bytes: for weights and activations.
+        memory_bytes_per_second: at which weights in its memory are read.
+        host_bytes_per_second: at which weights come in that do not fit.
+        is_here: whether it was measured and is not from a data sheet.
+        on_accelerator: whether its memory is another than that of Python and its libraries.
+    """
+
+    name: str
+    flops_per_second: float
+    memory_bytes: float
+    memory_bytes_per_second: float
+    host_bytes_per_second: float
+    is_here: bool = False
+    on_accelerator: bool = True
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A data sheet; TFLOP/s of 16-bit and of float32 arithmetic, GB, GB/s of the memory and of the bus, one way."""
+
+    half: float
+    single: float
+    memory: float
+    bandwidth: float
+    bus: float
+
+
+PUBLISHED = {
+    "a100": _Published(312, 19.5, 80, 2039, 32),
+    "h100": _Published(989, 67, 80, 3350, 64),
+    "h200": _Published(989, 67, 141, 4800, 64),
+    "rtx4090": _Published(165, 82.6, 24, 1008, 32),
+}
+"""NVIDIA's data sheets of the A100 80GB SXM, H100 SXM, H200 SXM and GeForce RTX 4090 (accumulating in float32)."""
+
+
+def check_profile(name: str) -> None:
+    """Raises InputError where there is no such profile."""
+    if name != HERE and name not in PUBLISHED:
+        raise InputError(unknown_name("device profile", name, [HERE, *PUBLISHED]))
+
+
+def find_profile(name: str, dtype: torch.dtype, hidden_size: int, widest: int) -> DeviceProfile:
+    """A device by name.
+
+    Args:
+        hidden_size, widest: of the model, for what this machine is measured with.
+
+    Raises:
+        InputError: there is no such profile.
+    """
+    check_profile(name)
+    if name == HERE:
+        return measure_here(dtype, hidden_size, widest)
+    sheet = PUBLISHED[name]
+    peak = sheet.single if dtype == torch.float32 else sheet.half
+    return DeviceProfile(name, UTILISATION * peak * 1e12, sheet.memory * 1e9, sheet.bandwidth * 1e9, sheet.bus * 1e9)
+
+
+@torch.no_grad()
+def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DeviceProfile:
+    """Times the two products of a feed-forward part of the model's size on the first GPU, else the CPU: a second."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    width = min(widest, 2**14)
+    tokens = torch.ones(MEASURED_TOKENS if device.type == "cuda" else MEASURED_TOKENS // 4, hidden_size)
+    inputs = tokens.to(device, dtype)
+    up = torch.ones(hidden_size, width, device=device, dtype=dtype)
+    down = torch.ones(width, hidden_size, device=device, dtype=dtype)
+
+    def run() -> None:
+        float((torch.nn.functional.silu(inputs @ up) @ down)[0, 0])
+
+    # The first is slower than all others: it plans the kernels and touches the memory.
+    run()
+    began, runs = time.perf_counter(), 0
+    while time.perf_counter() - began < MEASURED_SECONDS:
+        run()
+        runs += 1
+    measured = runs * 4 * len(inputs) * hidden_size * width / (time.perf_counter() - began)
+    if device.type == "cuda":
+        memory, name = torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        name = f"this machine with {torch.get_num_threads()} threads"
+    return DeviceProfile(
+        name,
+        measured,
+        memory_bytes=float(memory),
+        # What was timed reads its matrices from memory, too.
+        memory_bytes_per_second=math.inf,
+        host_bytes_per_second=DISK_BYTES_PER_SECOND,
+        is_here=True,
+        on_accelerator=device.type == "cuda",
+    )

@@ -1,0 +1,232 @@
+"""What `--dry-run` says a run takes must be what it takes, and needs no weights."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import tiny
+from depthcut import cli
+from depthcut.estimate import estimate
+from depthcut.importance.ablation import Ablation
+from depthcut.importance.static import static_scores
+from depthcut.model.architectures import find_architecture
+from depthcut.model.device_profiles import PUBLISHED, UTILISATION, find_profile, measure_here
+from depthcut.model.flops import measure_work
+from depthcut.model.load import ModelSource
+from depthcut.model.memory import Room
+from depthcut.model.stream import DecoderStream
+from depthcut.model.units import measure_sizes
+from depthcut.preview import preview
+from depthcut.recipe import Recipe
+from depthcut.search.greedy import Greedy
+from depthcut.search.problem import Budget, Problem
+from depthcut.types import InputError
+
+ROOM = Room(2**30, None)
+SAMPLES, LENGTH = 8, 32
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def configuration(llama, tmp_path):
+    """A directory with a configuration and nothing else."""
+    (tmp_path / "large").mkdir()
+    shutil.copy(llama / "config.json", tmp_path / "large")
+    return tmp_path / "large"
+
+
+@pytest.fixture
+def weights_stay_unread(monkeypatch):
+    monkeypatch.setattr(ModelSource, "load_model", lambda *_: pytest.fail("weights were loaded"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(words...)`: what the command line prints, and the code that it ends with."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return printed.out + printed.err, ended.value.code or 0
+
+    return run
+
+
+def recipe(**changes):
+    options = {
+        "model": "any",
+        "unit": "sublayer",
+        "remove": "3",
+        "recover": "none",
+        "calibration_samples": SAMPLES,
+        "calibration_length": LENGTH,
+        "evaluation_samples": 2,
+        "evaluation_length": LENGTH,
+    }
+    return Recipe.build(**(options | changes))
+
+
+def posed(stream, ablation=None, remove="3", unit="sublayer"):
+    return Problem(
+        architecture=stream.architecture,
+        num_blocks=tiny.NUM_BLOCKS,
+        sizes=measure_sizes(stream.model, stream.architecture),
+        unit=unit,
+        budget=Budget.parse(remove, None),
+        ablation=ablation,
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral", "gpt2"])
+def test_scoring_and_search_take_the_operations_that_were_estimated(family):
+    model = tiny.model(family, attn_implementation="eager")
+    model.config._experts_implementation = "eager"
+    stream = DecoderStream(model, find_architecture(model.config))
+    text = tiny.samples(SAMPLES, LENGTH)
+    with FlopCounterMode(display=False) as counter:
+        static_scores(stream, text)
+        ablation = Ablation(stream, text, "kl")
+        Greedy(strategy="exhaustive", swap=False).path(posed(stream, ablation))
+    expected = estimate(
+        recipe(search="exhaustive", swap=False), posed(stream), measure_work(model, stream.architecture), ROOM
+    )
+    phases = {phase.name: phase for phase in expected.phases}
+    assert phases["score"].flops + phases["search"].flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+    evaluations = phases["score"].unit_evaluations + phases["search"].unit_evaluations
+    assert evaluations == pytest.approx(stream.unit_evaluations, rel=0.1)
+
+
+@pytest.mark.parametrize("unit", ["sublayer", "block", "pair"])
+def test_a_lazy_search_takes_no_more_than_was_estimated(unit):
+    model = tiny.model(num_hidden_layers=16)
+    stream = DecoderStream(model, find_architecture(model.config))
+    problem = replace(posed(stream, Ablation(stream, tiny.samples(SAMPLES, LENGTH), "kl"), "4", unit), num_blocks=16)
+    Greedy().path(problem)
+    expected = Greedy().estimate(problem, SAMPLES)
+    # In random models it is the last blocks that go, whose candidates are cheaper than the mean.
+    assert stream.unit_evaluations <= 1.05 * expected.unit_evaluations
+
+
+def test_the_counts_on_smollm2_are_near_those_that_were_measured():
+    # 15 of 60 sublayers on 8 sequences, docs/log.md: exhaustive 169 712, lazy 28 790.
+    model = tiny.model(num_hidden_layers=30)
+    stream = DecoderStream(model, find_architecture(model.config))
+    problem = replace(posed(stream, remove="15"), num_blocks=30)
+    assert Greedy(strategy="exhaustive").estimate(problem, 8).unit_evaluations == pytest.approx(169_712, rel=0.01)
+    assert Greedy().estimate(problem, 8).unit_evaluations == pytest.approx(28_790, rel=0.15)
+
+
+def test_a_budget_of_parameters_takes_as_many_steps_as_units_of_mean_size():
+    stream = DecoderStream(tiny.model(), find_architecture(tiny.config("llama")))
+    problem = replace(posed(stream, unit="block"), budget=Budget("parameters", 0.7))
+    sizes = problem.sizes
+    block = sum(size.parameters for size in sizes.units.values()) / tiny.NUM_BLOCKS
+    assert problem.likely_steps == -(-0.3 * sizes.parameters // block)
+
+
+@pytest.mark.usefixtures("weights_stay_unread")
+def test_a_configuration_alone_is_estimated_and_said_to_be_alone(command, configuration, tmp_path):
+    options = ["--remove", "2", "--unit", "block", "--dry-run", "--device-profile", "h100", "--devices", "8"]
+    printed, code = command("prune", configuration, "-o", tmp_path / "out", *options)
+    assert code == 0, printed
+    assert "no weights here: estimated from the configuration" in printed
+    assert "on 8 x h100 at 67 TFLOP/s" not in printed and "TFLOP/s (40% of the peak)" in printed
+    assert not (tmp_path / "out").exists()
+    printed, code = command("prune", configuration, "-o", tmp_path / "out", "--remove", "2")
+    assert code == 2 and "holds no safetensors weights" in printed
+
+
+@pytest.mark.usefixtures("weights_stay_unread")
+def test_with_and_without_weights_the_estimate_is_the_same(llama, configuration):
+    with_weights, without = (
+        preview(recipe(model=str(model)), device_profile="a100").estimate for model in (llama, configuration)
+    )
+    assert with_weights == without
+
+
+def test_the_stages_are_those_of_the_recipe(configuration):
+    def stages(**changes):
+        found = preview(recipe(model=str(configuration), **changes), device_profile="h100")
+        return [phase.name for phase in found.estimate.phases]
+
+    assert stages() == ["load", "score", "search", "evaluate"]
+    assert stages(recover=None) == ["load", "score", "search", "repair", "evaluate"]
+    assert stages(method="shortgpt", unit="block") == ["load", "score", "evaluate"]
+
+
+def test_hours_follow_from_operations_bytes_and_devices():
+    model = tiny.model()
+    stream = DecoderStream(model, find_architecture(model.config))
+    expected = estimate(recipe(), posed(stream), measure_work(model, stream.architecture), ROOM)
+    search = next(phase for phase in expected.phases if phase.name == "search")
+    device = find_profile("h100", torch.bfloat16, 32, 48)
+    assert device.flops_per_second == UTILISATION * PUBLISHED["h100"].half * 1e12
+    slow = replace(device, flops_per_second=1e6, memory_bytes_per_second=1e30)
+    assert expected.seconds(search, slow) == pytest.approx(search.flops / 1e6)
+    assert expected.seconds(search, slow, 4) == pytest.approx(search.flops / 4e6)
+    # What does not fit comes in once for every sweep: the two passes before and one a round.
+    small = replace(device, memory_bytes=1.0, host_bytes_per_second=1.0)
+    assert search.sweeps == 2 + 3
+    assert expected.seconds(search, small) == pytest.approx(search.sweeps * expected.weight_bytes)
+
+
+def test_memory_follows_what_a_search_keeps():
+    model = tiny.model()
+    stream = DecoderStream(model, find_architecture(model.config))
+    work = measure_work(model, stream.architecture)
+    ablation = Ablation(stream, tiny.samples(SAMPLES, LENGTH), "kl")
+    ablation([])
+    kept = sum(tensor.nbytes for batch in ablation._batches.values() for tensor in batch.streams.values())
+    kept += sum(tensor.nbytes for batch in ablation._batches.values() for part in batch.references for tensor in part)
+    kept += sum(2 * batch.dense_final.nbytes for batch in ablation._batches.values())
+    options = recipe(search="exhaustive")
+    search = next(phase for phase in estimate(options, posed(stream), work, ROOM).phases if phase.name == "search")
+    logits = 32 * tiny.VOCABULARY * 4 + 4 * 32 * tiny.VOCABULARY * 4
+    assert search.working_bytes - logits == pytest.approx(kept, rel=0.05)
+
+
+def test_this_machine_is_measured_in_seconds():
+    device = measure_here(torch.float32, 64, 128)
+    assert 1e6 < device.flops_per_second < 1e16 and device.is_here
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dry-run", "--device-profile", "h10"], "unknown device profile 'h10'; did you mean h100 or h200 or a100?"),
+        (["--dry-run", "--devices", "0"], "0 devices cannot run anything; give --devices 1 or more"),
+        (["--devices", "2"], "are about what --dry-run estimates; add it, or leave them out"),
+    ],
+)
+@pytest.mark.usefixtures("weights_stay_unread")
+def test_what_cannot_be_estimated_is_refused(command, llama, tmp_path, options, words):
+    printed, code = command("prune", llama, "-o", tmp_path / "out", "--remove", "2", *options)
+    assert code == 2 and words in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_every_stage(command, configuration, tmp_path):
+    shape = json.loads((configuration / "config.json").read_text())
+    assert shape["num_hidden_layers"] == tiny.NUM_BLOCKS
+    options = ["--remove", "2", "--dry-run", "--device-profile", "h100"]
+    printed, _ = command("prune", configuration, "-o", tmp_path / "out", *options)
+    for stage in ("load", "score", "search", "repair", "evaluate"):
+        assert re.search(rf"^{stage}\b", printed, re.MULTILINE), printed
+    assert printed.rstrip().endswith("nothing was written (dry run)")
+
+
+def test_no_device_is_made_up():
+    with pytest.raises(InputError, match="unknown device profile"):
+        find_profile("tpu", torch.float32, 32, 48)

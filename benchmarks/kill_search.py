@@ -60,6 +60,8 @@ def main() -> None:
         assert child.wait() in (0, -signal.SIGKILL), child.returncode
     steps = [json.loads((folder / "plan.json").read_text())["steps"] for folder in (whole, killed)]
     print(f"killed {kills} times; plans equal: {steps[0] == steps[1]}")
+    found = {"kills": kills, "equal plans": int(steps[0] == steps[1])}
+    (options.output / "found.json").write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(steps[0] != steps[1])
 
 

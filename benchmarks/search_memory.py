@@ -6,7 +6,9 @@ Runs the first removals of the default search and prints the process's peak resi
 """
 
 import argparse
+import json
 import resource
+from pathlib import Path
 
 from depthcut.calibration import parse_source, sample_text
 from depthcut.importance.ablation import DEFAULT_MEMORY_BUDGET, Ablation
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--remove", default="1")
     parser.add_argument("--unit", default="block")
     parser.add_argument("--memory-budget", type=int, default=DEFAULT_MEMORY_BUDGET, help="bytes")
+    parser.add_argument("--output", type=Path, default=Path("out/search_memory.json"))
     options = parser.parse_args()
 
     source = resolve(options.model)
@@ -54,6 +57,9 @@ def main() -> None:
         f"{len(steps)} removals on {options.samples} x {options.length} tokens, budget {options.memory_budget:,} bytes:"
     )
     print(f"peak resident memory {peak / 1e9:.2f} GB; dense log-probabilities alone {dense / 1e9:.2f} GB")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    found = {"peak resident GB": peak / 1e9, "dense log-probabilities GB": dense / 1e9}
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ OMP_NUM_THREADS for another number.
 """
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -100,10 +101,12 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("out/speed.json"))
     options = parser.parse_args()
 
     source = resolve(options.model)
     dense = source.load_model("cpu")
+    table: dict[str, dict[str, dict[str, float]]] = {}
     print("| " + " | ".join(HEADS) + " |\n|---|---|" + "---|" * (len(HEADS) - 2))
     for name, removed in REMOVALS.items():
         for engine in options.engines.split(","):
@@ -121,6 +124,10 @@ def main() -> None:
             finally:
                 shutil.rmtree(folder)
             print("| " + " | ".join([name, engine, *row(found)]) + " |", flush=True)
+            speedups = {each.name: each.value for each in found if each.name.endswith("speedup")}
+            table.setdefault(name, {})[engine] = speedups
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

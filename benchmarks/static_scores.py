@@ -7,9 +7,11 @@ given against a whole forward pass (with the vocabulary projection, which scorin
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("out/static_scores.json"))
     options = parser.parse_args()
 
     source = resolve(options.model)
@@ -57,10 +60,13 @@ def main() -> None:
             taken = seconds(work)
             if index:
                 times[name].append(taken)
+    ratios = {}
     for name in ("forward", "decoder"):
-        ratio = statistics.median(s / f for s, f in zip(times["scores"], times[name], strict=True))
+        ratios[name] = ratio = statistics.median(s / f for s, f in zip(times["scores"], times[name], strict=True))
         print(f"all static metrics = {ratio:.3f} x {name} ({options.samples} x {options.length} tokens, ", end="")
         print(f"{torch.get_num_threads()} threads, {options.rounds} rounds)")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"times of a": ratios}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     from depthcut.recipe import Recipe
     from depthcut.studies.study import Study
 
-Methods = Annotated[str, typer.Option(help="Methods by name (see depthcut ls), separated by commas.")]
+Methods = Annotated[
+    str,
+    typer.Option(help="Methods by name (see depthcut ls), separated by commas; a metric's name ranks by it, one shot."),
+]
 Recovers = Annotated[
     list[str] | None,
     typer.Option("--recover", help="Repair to measure every model with; several times for several, none for none."),
@@ -82,7 +85,7 @@ def sweep(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = "1GiB",
+    memory_budget: MemoryBudget = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -124,7 +127,7 @@ def sweep(
         resume=resume,
         command=_command_line(),
     )
-    _tell(found, output_dir)
+    print_study(found, output_dir)
 
 
 @app.command()
@@ -151,7 +154,7 @@ def compare(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = "1GiB",
+    memory_budget: MemoryBudget = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -191,7 +194,7 @@ def compare(
         resume=resume,
         command=_command_line(),
     )
-    _tell(found, output_dir)
+    print_study(found, output_dir)
 
 
 @app.command()
@@ -215,7 +218,7 @@ def tradeoff(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = "1GiB",
+    memory_budget: MemoryBudget = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -245,7 +248,7 @@ def tradeoff(
         resume=resume,
         command=_command_line(),
     )
-    _tell(found, output_dir)
+    print_study(found, output_dir)
 
 
 @app.command()
@@ -263,7 +266,7 @@ def inspect(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = "1GiB",
+    memory_budget: MemoryBudget = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -288,7 +291,7 @@ def inspect(
     from depthcut.studies import inspection as study
 
     found = study.inspect(recipe, output_dir, overwrite=overwrite, resume=resume, command=_command_line())
-    _tell(found, output_dir)
+    print_study(found, output_dir)
 
 
 def _recipe(**options: object) -> Recipe:
@@ -301,6 +304,7 @@ def _command_line() -> str:
     return shlex.join(["depthcut", *sys.argv[1:]])
 
 
-def _tell(found: Study, output: Path) -> None:
+def print_study(found: Study, output: Path) -> None:
+    """What was found in sentences, and where the rest is."""
     print("\n".join(found.findings))
     print(f"\ntables, figures and data written to {output}; study.md shows them")

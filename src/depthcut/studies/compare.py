@@ -48,9 +48,7 @@ def compare(
         InputError: something cannot be done; found before weights load where that is possible.
     """
     check_methods(methods)
-    budgets = {ratio: {"budget": f"parameters={1 - _share(ratio):.6g}"} for ratio in ratios}
-    if not budgets or len(budgets) < len(ratios):
-        raise InputError(f"the ratios {', '.join(ratios) or 'given'} are not one or more different ones; write 10%,25%")
+    budgets = budgets_of(ratios)
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     posed = [pose_method(recipe, source, name, budgets) for name in methods]
@@ -89,6 +87,18 @@ def compare(
             tables=[*found.wide_tables(), found.table()],
             figures=found.figures(source.provenance.name),
         )
+
+
+def budgets_of(ratios: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By ratio, the budget that asks for it.
+
+    Raises:
+        InputError: one is no share of the parameters, or two are the same.
+    """
+    budgets = {ratio: {"budget": f"parameters={1 - _share(ratio):.6g}"} for ratio in ratios}
+    if not budgets or len(budgets) < len(ratios):
+        raise InputError(f"the ratios {', '.join(ratios) or 'given'} are not one or more different ones; write 10%,25%")
+    return budgets
 
 
 def _share(ratio: str) -> float:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
 from depthcut.model.load import ModelSource
+from depthcut.objectives import OBJECTIVES
 from depthcut.planning import find_plan, score_units
 from depthcut.recipe import Recipe
 from depthcut.search.problem import Problem
@@ -48,11 +50,27 @@ def pose_method(recipe: Recipe, source: ModelSource, name: str, budgets: dict[st
     Raises:
         InputError: the method is unknown, or cannot remove so much or such units.
     """
+    recipes = ask_method(recipe, name, budgets)
+    return Method(name, recipes, {amount: pose_problem(each, source) for amount, each in recipes.items()})
+
+
+def ask_method(
+    recipe: Recipe, name: str, budgets: dict[str, dict[str, str]], *, offline: bool = False
+) -> dict[str, Recipe]:
+    """By name of the amount, the recipe that asks a method for it; a metric's or an objective's name stands for
+    `one-shot` by it.
+
+    Raises:
+        InputError: the method is unknown, or one of its options is wrong.
+    """
+    chosen = {"method": name}
+    if name in (BLOCK_INFLUENCE, *METRICS, *OBJECTIVES):
+        chosen = {"method": "one-shot", "metric": name}
     recipes = {}
     for amount, budget in budgets.items():
-        recipes[amount] = Recipe.build(**recipe.model_dump() | {"method": name} | budget)
-        recipes[amount].check()
-    return Method(name, recipes, {amount: pose_problem(each, source) for amount, each in recipes.items()})
+        recipes[amount] = Recipe.build(**recipe.model_dump() | chosen | budget)
+        recipes[amount].check(offline=offline)
+    return recipes
 
 
 def path_of(session: Session, method: Method, folder: Path) -> dict[int, Plan]:

@@ -1,0 +1,142 @@
+"""A study as one file: `study: sweep`, what the study asks, and beside it the options of a run.
+
+Checked before any weight loads, like the recipe of a run. `tradeoff` has no such file: it is about questions that lie
+in files of one's own, so it is asked on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from depthcut.recipe import Recipe
+from depthcut.registry import unknown_name
+from depthcut.studies.compare import budgets_of, compare
+from depthcut.studies.inspection import inspect
+from depthcut.studies.paths import ask_method, check_methods
+from depthcut.studies.quality import NOT_REPAIRED
+from depthcut.studies.study import Study
+from depthcut.studies.sweep import sweep
+from depthcut.types import InputError, Record, first_problem
+
+OF_RUNS_ALONE = ("export", "generation", "compare", "search_recover", "speed")
+"""Options that no study looks at."""
+
+
+class Sweep(Record):
+    """What `depthcut study sweep` is told beside the options of a run; a path ends where `remove` says."""
+
+    study: Literal["sweep"]
+    methods: tuple[str, ...]
+    every: int = Field(1, ge=1)
+    recover: tuple[str, ...] = (NOT_REPAIRED,)
+
+
+class Compare(Record):
+    """What `depthcut study compare` is told beside the options of a run."""
+
+    study: Literal["compare"]
+    methods: tuple[str, ...]
+    ratios: tuple[str, ...]
+    recover: tuple[str, ...] = (NOT_REPAIRED,)
+
+
+class Inspect(Record):
+    """What `depthcut study inspect` is told beside the options of a run: nothing."""
+
+    study: Literal["inspect"]
+
+
+QUESTIONS: dict[str, type[Sweep] | type[Compare] | type[Inspect]] = {
+    "sweep": Sweep,
+    "compare": Compare,
+    "inspect": Inspect,
+}
+
+
+@dataclass(frozen=True)
+class StudyRecipe:
+    """A study that can be run.
+
+    Attributes:
+        recipe: the model, the texts, and for `inspect` the method.
+    """
+
+    question: Sweep | Compare | Inspect
+    recipe: Recipe
+
+    @classmethod
+    def build(cls, options: Mapping[str, object]) -> Self:
+        """A study from the lines of a file.
+
+        Raises:
+            InputError: the study or an option is unknown, or out of range.
+        """
+        name = str(options["study"])
+        if name not in QUESTIONS:
+            raise InputError(unknown_name("study", name, list(QUESTIONS)))
+        own = QUESTIONS[name].model_fields
+        unused = [*OF_RUNS_ALONE, *(["method"] if "methods" in own else [])]
+        for option in options:
+            if option in unused:
+                raise InputError(f"the study {name} takes no {option}; leave it out")
+        try:
+            question = QUESTIONS[name].model_validate({key: options[key] for key in own if key in options})
+        except ValidationError as error:
+            raise InputError(f"the recipe is not valid: {first_problem(error)}") from error
+        return cls(question, Recipe.build(**{key: value for key, value in options.items() if key not in own}))
+
+    def check(self, *, offline: bool = False) -> None:
+        """All checks that need neither model nor tokenizer.
+
+        Args:
+            offline: whether data sets of the hub are taken to be as they are named.
+
+        Raises:
+            InputError: a method, metric, amount, repair or source is wrong.
+        """
+        end = {"end": {"remove": self.recipe.remove or ""}}
+        if isinstance(self.question, Inspect):
+            ask_method(self.recipe, self.recipe.method, end, offline=offline)
+            return
+        check_methods(self.question.methods)
+        budgets = budgets_of(self.question.ratios) if isinstance(self.question, Compare) else end
+        for name in self.question.methods:
+            for asked in ask_method(self.recipe, name, budgets, offline=offline).values():
+                for repairs in self.question.recover:
+                    asked.model_copy(update={"recover": repairs}).check(offline=offline)
+
+    def run(self, output: Path, *, overwrite: bool = False, resume: bool = False, command: str = "") -> Study:
+        """Runs the study and writes its folder.
+
+        Raises:
+            InputError: something cannot be done; found before weights load where that is possible.
+        """
+        question, recipe = self.question, self.recipe
+        if isinstance(question, Sweep):
+            return sweep(
+                recipe,
+                output,
+                methods=question.methods,
+                every=question.every,
+                recovers=question.recover,
+                overwrite=overwrite,
+                resume=resume,
+                command=command,
+            )
+        if isinstance(question, Compare):
+            return compare(
+                recipe,
+                output,
+                methods=question.methods,
+                ratios=question.ratios,
+                recovers=question.recover,
+                overwrite=overwrite,
+                resume=resume,
+                command=command,
+            )
+        return inspect(recipe, output, overwrite=overwrite, resume=resume, command=command)

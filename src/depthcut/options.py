@@ -25,10 +25,12 @@ Swap = Annotated[bool | None, typer.Option("--swap/--no-swap", help="Refine the 
 UnitOption = Annotated[
     str | None, typer.Option("--unit", help="block, pair, attn, ffn or sublayer; by default the method's own.")
 ]
-MemoryBudget = Annotated[str, typer.Option(help="What a search may keep in memory: 2GiB, 800MiB.")]
+MemoryBudget = Annotated[
+    str | None, typer.Option(help="Memory for the whole run, 8GiB; weights that do not fit are read when needed.")
+]
 Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
 BudgetOption = Annotated[
-    str | None, typer.Option("--budget", help="What may stay: parameters=0.8, kv=0.7 or latency=0.8.")
+    str | None, typer.Option("--budget", help="What may stay: parameters=0.8, kv=0.7, latency=0.8 or bytes=8GB.")
 ]
 MaxIncrease = Annotated[str | None, typer.Option(help="Remove all that costs at most this: kl=0.1, loss=0.05.")]
 Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
@@ -49,12 +51,24 @@ RecoverSamples = Annotated[int | None, typer.Option(help="Its sequences; four ti
 SearchRecover = Annotated[
     bool, typer.Option("--search-recover", help="Let the search judge what it tries after a cheap repair of it.")
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Evaluate one of N shares of the search and end; see depthcut merge."),
+]
 BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
 PushToHub = Annotated[
     str | None,
     typer.Option(metavar="USER/NAME", help="Push OUT to this repository of the Hugging Face hub, private where new."),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan or its cost, and what the run takes; write nothing.")
+]
+DeviceProfileOption = Annotated[
+    str | None,
+    typer.Option("--device-profile", help="Of --dry-run: hours on here (measured), a100, h100, h200 or rtx4090."),
+]
+Devices = Annotated[int | None, typer.Option("--devices", help="Of --dry-run: that many of them.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Tasks = Annotated[
     str, typer.Option("--eval", "--tasks", help="Ask both models tasks of lm-evaluation-harness: arc_easy,piqa.")

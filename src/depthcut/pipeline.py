@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,22 +14,22 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from depthcut.distributed import ALONE, Ranks, join, was_restarted
 from depthcut.evaluation.compare import compare, software
 from depthcut.evaluation.harness import model_digest
 from depthcut.export import EXPORTS, Export
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.planning import find_plan, find_rivals, make_plan, score_units
+from depthcut.planning import find_plan, find_rivals, score_units
 from depthcut.progress import progress
 from depthcut.recipe import Recipe
 from depthcut.recovery import Damage, recover
-from depthcut.report import Run, license_of, renew_model_card, write_model_card, write_report
-from depthcut.search.problem import Problem
+from depthcut.recovery.training.schedule import Schedule
+from depthcut.report import SEARCH, Run, license_of, renew_model_card, write_model_card, write_report
 from depthcut.session import PROBE_TOKENS, Session, find_model, pose_problem
 from depthcut.surgery import apply, check_removal
 from depthcut.types import (
-    Cost,
     GenerationSample,
     InputError,
     Measurement,
@@ -45,6 +47,9 @@ JUDGING_SHARE = 16
 """One sequence of the recovery text in so many judges whether a repair is kept, and is fitted to by none."""
 
 CHECKPOINTS = "checkpoints"
+
+DIVIDING_WEIGHTS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""What accelerate sets to `true` for the processes that it starts so."""
 
 ARTEFACTS = (
     "plan.json",
@@ -65,7 +70,7 @@ class Result:
     Attributes:
         scores: None where a given plan was applied.
         model: the pruned model in memory, in eval mode; it shares tensors with no other model that is still in use.
-        output: where it was written, None where nothing was.
+        output: where it was written, None where nothing was, or another rank writes it.
         generation: what both models wrote after the prompts of the generation probe.
         not_written: forms that were asked for and cannot hold what was found, each with the reason.
     """
@@ -90,68 +95,73 @@ def prune(
         output: directory to write; nothing is written where left out.
         command: what to show as the command that reproduces the result.
 
+    Returns:
+        The result; of several ranks the first one's is whole, and the others have the plan without measurements, and
+        a model that took part in no closed repair after the last training.
+
     Raises:
         InputError: something in the recipe cannot be done; found before weights load where that is possible.
         VerificationError: the written model is not the one in memory; no output appears.
     """
-    recipe.check()
-    if output is not None:
-        check_output(output, overwrite=overwrite, resume=resume)
-    source = find_model(recipe)
-    problem = pose_problem(recipe, source)
-    for form in recipe.export:
-        EXPORTS.find(form).make().check(source.config)
-    if output is not None:
-        _require_other_folder(output, source)
-    session = Session.prepare(recipe, source)
+    ranks = join()
+    resume = resume or was_restarted()
+    with ranks.one_voice():
+        recipe.check()
+        check_division(recipe, ranks)
+        if output is not None and ranks.is_first:
+            check_output(output, overwrite=overwrite, resume=resume)
+        source = find_model(recipe)
+        problem = pose_problem(recipe, source)
+        for form in recipe.export:
+            EXPORTS.find(form).make().check(source.config)
+        if output is not None:
+            _require_other_folder(output, source)
+        session = Session.prepare(recipe, source)
 
-    def run(folder: Path | None) -> Result:
-        loaded = session.load()
-        scores, plan = find_plan(loaded, problem, folder)
-        return _carry_out(loaded, plan, scores, folder, command, find_rivals(loaded, problem, plan, scores))
+        def run(folder: Path | None) -> Result:
+            loaded = load_on(ranks, session)
+            scores, plan = find_plan(loaded, problem, folder, ranks)
+            _tell_shares(loaded, ranks)
+            rivals = find_rivals(loaded, problem, plan, scores) if ranks.is_first else {}
+            return _carry_out(loaded, plan, scores, folder, command, rivals, ranks)
 
-    if output is None:
-        return run(None)
-    with workspace(output, overwrite=overwrite, resume=resume) as folder:
-        _require_same_recipe(recipe, folder)
-        result = run(folder)
-    return replace(result, output=output)
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a run would do.
-
-    Attributes:
-        plan: None where only a search could tell.
-        unit_evaluations: about how many single attentions and FFNs scoring and search run on one sequence.
-    """
-
-    source: ModelSource
-    problem: Problem
-    plan: Plan | None
-    unit_evaluations: int
+        if output is None:
+            return run(None)
+        with workspace(output, overwrite=overwrite, resume=resume, ranks=ranks) as folder:
+            if ranks.is_first:
+                require_same_recipe(recipe, folder)
+            result = run(folder)
+    return replace(result, output=output if ranks.is_first else None)
 
 
-def preview(recipe: Recipe) -> Preview:
-    """The plan where one pass at most finds it, and what the run costs; nothing is written and nothing is searched.
+def check_division(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises InputError where the processes cannot train as they were started; needs no weights."""
+    for name, recovery in recipe.recoveries:
+        if recovery.num_sequences and any(os.environ.get(variable) == "true" for variable in DIVIDING_WEIGHTS):
+            raise InputError(
+                f"{name} trains with the whole model on every rank, and accelerate is set to divide weights among "
+                "ranks (FSDP or DeepSpeed); start the ranks by torchrun, or leave that out of accelerate's settings"
+            )
+        if isinstance(recovery, Schedule) and recovery.num_sequences and recovery.batch_size % ranks.count:
+            raise InputError(
+                f"{name} trains on {recovery.batch_size} sequences an update, which {ranks.count} ranks cannot divide "
+                f"evenly; give {name},batch_size={-(-recovery.batch_size // ranks.count) * ranks.count}"
+            )
 
-    Weights load only for the static scores.
-    """
-    recipe.check()
-    source = find_model(recipe)
-    problem = pose_problem(recipe, source)
-    search = recipe.build_search()
-    num_sequences = recipe.calibration_samples
-    scoring = num_sequences * len(problem.units)
-    measured = problem.budget.kind in ("increase", "latency")
-    if search.needs == "configuration" and not measured:
-        return Preview(source, problem, make_plan(recipe, source, problem, None, Cost()), 0)
-    if search.needs == "objective" or measured:
-        Session.prepare(recipe, source)
-        return Preview(source, problem, None, scoring + search.estimate(problem, num_sequences))
-    plan = find_plan(Session.prepare(recipe, source).load(), problem, None)[1]
-    return Preview(source, problem, plan, scoring)
+
+def load_on(ranks: Ranks, session: Session) -> Session:
+    """A session with its model loaded for this process, and texts that are the same for all."""
+    device = ranks.device(session.recipe.device)
+    loaded = replace(session, recipe=session.recipe.model_copy(update={"device": device})).load()
+    calibration, recovery = ranks.from_first(lambda: (loaded.calibration, loaded.recovery))
+    return replace(loaded, calibration=calibration, recovery=recovery)
+
+
+def _tell_shares(session: Session, ranks: Ranks) -> None:
+    assert session.stream is not None
+    shares = ranks.gather(session.stream.unit_evaluations)
+    if ranks.count > 1:
+        print(f"unit evaluations by rank: {', '.join(f'{share:,}' for share in shares)}", file=sys.stderr)
 
 
 def score(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:
@@ -264,20 +274,29 @@ def _carry_out(
     folder: Path | None,
     command: str,
     rivals: Mapping[str, tuple[Unit, ...]],
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Surgery, measurement, and the written directory.
 
     Args:
         rivals: removed units by name, measured beside the pruned model.
+        ranks: the processes that train together; all else is done by the first.
     """
     stream, evaluation, source = session.stream, session.evaluation, session.source
     assert stream is not None and evaluation is not None
     cut = apply(stream.model, source.architecture, plan.removed)
-    pruned, repairs = repair(session, plan, cut, folder)
+    pruned, repairs = repair(session, plan, cut, folder, ranks)
+    if not ranks.is_first:
+        return Result(plan, scores, (), repairs, pruned, session.tokenizer)
     beside = {"not repaired": cut} if any(record.kept for record in repairs) else {}
     beside |= {method: apply(stream.model, source.architecture, removed) for method, removed in rivals.items()}
     others = {name: DecoderStream(model, source.architecture) for name, model in ({"pruned": pruned} | beside).items()}
-    measurements = compare(stream, others, evaluation, speed=session.recipe.speed)
+    # What pages its weights would be timed by its disk.
+    speed = session.recipe.speed and stream.pager is None
+    measurements = compare(stream, others, evaluation, speed=speed)
+    if plan.cost.seconds:
+        taken = Measurement(name="search_seconds", value=plan.cost.seconds, unit="s", model=SEARCH)
+        measurements = [*measurements, taken]
     result = Result(plan, scores, tuple(_about(source, measurements)), repairs, pruned, session.tokenizer)
     if folder is None:
         return _ask(session, result, None)
@@ -338,31 +357,41 @@ def _write_forms(
 
 
 def repair(
-    session: Session, plan: Plan, pruned: PreTrainedModel, folder: Path | None
+    session: Session, plan: Plan, pruned: PreTrainedModel, folder: Path | None, ranks: Ranks = ALONE
 ) -> tuple[PreTrainedModel, tuple[Repair, ...]]:
-    """The model after the recipe's repairs, one after the other, and what each of them did."""
+    """The model after the recipe's repairs, one after the other, and what each of them did.
+
+    Args:
+        ranks: they train together. What is solved before a training is solved by each of them; what comes after the
+            last one, by the first alone.
+    """
     if not session.repairs or not plan.removed:
         return pruned, ()
     assert session.stream is not None and session.recovery is not None
     num_samples = len(session.recovery.input_ids)
     text, held_out = session.recovery.split(num_samples - max(1, num_samples // JUDGING_SHARE))
     records: list[Repair] = []
-    for name, recovery in session.recipe.recoveries:
+    last_trained = max((i for i, (_, r) in enumerate(session.recipe.recoveries) if r.num_sequences), default=-1)
+    for index, (name, recovery) in enumerate(session.recipe.recoveries):
+        if index > last_trained and not ranks.is_first:
+            break
         with progress(f"repairing by {name}, %", 100) as percent:
             damage = Damage(
                 dense=session.stream,
                 removed=frozenset(plan.removed),
                 text=text,
                 held_out=held_out,
-                memory_budget=session.recipe.memory_bytes,
+                memory_budget=session.room.kept,
+                solving_bytes=session.room.solving,
                 batch_size=session.recipe.batch_size,
                 seed=session.recipe.seed,
                 folder=None if folder is None else folder / CHECKPOINTS / str(len(records)),
                 advance=percent,
+                ranks=ranks if index <= last_trained else ALONE,
             )
             pruned, record = recover(name, recovery, damage, pruned)
         records.append(record)
-    if folder is not None:
+    if folder is not None and ranks.is_first:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return pruned, tuple(records)
 
@@ -424,12 +453,17 @@ def _require_other_folder(output: Path, source: ModelSource) -> None:
         raise InputError(f"the output {output} is the model itself; choose another directory")
 
 
-def _require_same_recipe(recipe: Recipe, folder: Path) -> None:
+def require_same_recipe(recipe: Recipe, folder: Path) -> None:
     """A run is resumed only under the recipe that it was begun with."""
     file = folder / "recipe.yaml"
-    if file.is_file() and file.read_text(encoding="utf-8") != recipe.to_yaml():
-        raise InputError(
-            f"the unfinished run in {folder} was begun with other options (see its recipe.yaml); give the same options "
-            "to resume it, or --overwrite to begin anew"
-        )
-    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != recipe.to_yaml():
+            raise InputError(
+                f"the unfinished run in {folder} was begun with other options (see its recipe.yaml); give the same "
+                "options to resume it, or --overwrite to begin anew"
+            )
+        return
+    # Whole or not at all: half a recipe would be another run's.
+    partial = file.with_suffix(".partial")
+    partial.write_text(recipe.to_yaml(), encoding="utf-8")
+    partial.replace(file)

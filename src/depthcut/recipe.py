@@ -3,40 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from depthcut.calibration import check_questions, check_source, parse_source
+from depthcut.calibration import Purpose, check_questions, check_source, parse_source
 from depthcut.evaluation.harness import check_cache, default_cache
 from depthcut.evaluation.questions import Questions
 from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_limit
 from depthcut.export import EXPORTS
 from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.recovery import Recovery, parse_recovery
-from depthcut.search.problem import SEARCHES, Budget, Search
+from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
 from depthcut.types import InputError, Record, UnitChoice, first_problem
 
 PASSES_AT_MOST = 8
 """How often a training may go through its text."""
 
 
+def read_options(path: Path) -> dict[str, object]:
+    """The lines of a recipe file.
+
+    Raises:
+        InputError: the file is missing, or is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
+    return content
+
+
 class Recipe(Record):
     """A run of `depthcut prune`; the command line's options under the same names.
 
     Attributes:
+        model: hub id, directory, `.gguf` file or alias.
+        revision: commit, tag or branch of a hub model.
+        trust_remote_code: whether code that comes with the model runs.
+        dtype: precision of the weights and of all passes; `auto` is the stored one.
+        device: a torch device, or `auto`: the first GPU where there is one.
         remove: share (`25%`) or count of units to remove; either this or `budget`.
         method: how units are chosen; the rest of its hyper-parameters are `metric`, `objective`, `search`, `swap` and
             `max_forwards`.
+        metric: static metric or objective of the method `one-shot`.
+        objective: what a search minimises, one of `OBJECTIVES` or `TASK_OBJECTIVES`.
+        search: whether a greedy search looks at few candidates a round or at all.
+        swap: whether the found set is refined by exchanges.
+        max_forwards: passes over the calibration text that the method `shapley` may take.
         unit: what one step removes; the method's own unit where left out.
-        budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`.
+        budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`, or what the weights may take, `bytes=8GB`.
         max_increase: the most that may be lost on held-out calibration text, `kl=0.1`, instead of an amount.
         protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
         calibration: SOURCE of the text that decides.
+        calibration_samples: its sequences.
+        calibration_length: tokens of each.
         evaluation: SOURCE of the text that measures; never the same documents.
+        evaluation_samples: its sequences.
+        evaluation_length: tokens of each.
         recover: repairs after the removal, `refit` or `lora,rank=8+refit`; where left out `refit` after a search that
             looks at the output, else `none`.
         recover_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
@@ -50,7 +80,11 @@ class Recipe(Record):
         search_recover: whether a search judges what it tries after a cheap repair of it.
         compare: methods whose choice at equal parameters is measured beside the pruned model, and not written.
         export: further forms to write, each into a folder of its name beside the Hugging Face model.
-        memory_budget: what a search may keep of streams and dense probabilities, `2GiB` or `800MiB`.
+        batch_size: sequences run together; changes nothing but speed and memory.
+        memory_budget: bytes for the whole run, `8GiB` or `800MiB`; weights that do not fit are read from their files as
+            layers run. Where left out, as much as is free, and 1 GiB of it for what a search keeps.
+        speed: whether both models are timed.
+        seed: of everything random.
     """
 
     model: str
@@ -87,7 +121,7 @@ class Recipe(Record):
     recover_samples: int | None = Field(None, ge=4)
     search_recover: bool = False
     batch_size: int = Field(4, ge=1)
-    memory_budget: str = "1GiB"
+    memory_budget: str | None = None
     speed: bool = True
     seed: int = Field(0, ge=0)
 
@@ -120,28 +154,13 @@ class Recipe(Record):
         except ValidationError as error:
             raise InputError(f"the recipe is not valid: {first_problem(error)}") from error
 
-    @classmethod
-    def from_yaml(cls, path: Path) -> Self:
-        """Reads a recipe file.
-
-        Raises:
-            InputError: the file is missing, is no YAML mapping, or an option is unknown or out of range.
-        """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-            raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
-        return cls.build(**content)
-
     def to_yaml(self) -> str:
+        """The recipe file: what differs from the defaults."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
     @property
     def parsed_budget(self) -> Budget:
+        """How much goes. Raises InputError where not exactly one option says it."""
         return Budget.parse(self.remove, self.budget, self.max_increase)
 
     def build_search(self) -> Search:
@@ -188,19 +207,17 @@ class Recipe(Record):
 
     @property
     def num_recovery_samples(self) -> int:
+        """Sequences that repairs have, those that judge them included."""
         return self.recover_samples or max(4, 4 * self.calibration_samples)
 
     @property
-    def memory_bytes(self) -> int:
-        """The memory budget in bytes.
+    def memory_bytes(self) -> int | None:
+        """The memory budget in bytes, None where there is none.
 
         Raises:
             InputError: it is no amount.
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", self.memory_budget)
-        if match is None:
-            raise InputError(f"memory budget {self.memory_budget!r} is no amount; write 2GiB or 800MiB")
-        return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+        return None if self.memory_budget is None else parse_bytes(self.memory_budget, "memory budget")
 
     def load_questions(self) -> Questions:
         """What both models are asked beside texts, the tasks' prompts built.
@@ -216,15 +233,18 @@ class Recipe(Record):
             )
         return Questions(suite, self.generation, seed=self.seed)
 
-    def check(self) -> None:
+    def check(self, *, offline: bool = False) -> None:
         """All checks that need neither model nor tokenizer.
+
+        Args:
+            offline: whether data sets of the hub are taken to be as they are named.
 
         Raises:
             InputError: a method, metric, amount or source is wrong.
         """
         search = self.build_search()
         assert self.parsed_budget
-        assert self.memory_bytes
+        assert self.memory_bytes != 0
         if self.search_recover and search.needs != "objective":
             raise InputError(
                 f"method {self.method!r} does not look at the output, so it cannot judge it after a repair; leave "
@@ -238,7 +258,7 @@ class Recipe(Record):
                     f"{-(-recovery.num_sequences // PASSES_AT_MOST)} or more, or train less: {name},steps=..."
                 )
         if self.recoveries:
-            check_source(parse_source(self.recovery_text), "calibration")
+            _check_text(self.recovery_text, "calibration", offline)
         if self.tasks:
             check_harness()
             parse_limit(self.limit)
@@ -256,5 +276,12 @@ class Recipe(Record):
         if search.objective in TASK_OBJECTIVES:
             check_questions(parse_source(self.calibration))
         else:
-            check_source(parse_source(self.calibration), "calibration")
-        check_source(parse_source(self.evaluation), "evaluation")
+            _check_text(self.calibration, "calibration", offline)
+        _check_text(self.evaluation, "evaluation", offline)
+
+
+def _check_text(text: str, purpose: Purpose, offline: bool) -> None:
+    """Raises InputError where a SOURCE cannot be read; offline what is on the hub is not looked for."""
+    source = parse_source(text)
+    if not (offline and any(part.kind == "hub" for part in source.parts)):
+        check_source(source, purpose)

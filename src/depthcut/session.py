@@ -19,25 +19,35 @@ from depthcut.calibration import (
     sample_text,
 )
 from depthcut.evaluation.questions import Questions
-from depthcut.model.load import ModelSource, check_device, resolve
+from depthcut.model.load import ModelSource, check_device, chosen_device, resolve
+from depthcut.model.memory import KEPT_BY_DEFAULT, Room, share_out
+from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream, probe
-from depthcut.model.units import sizes_from_config
+from depthcut.model.units import ModelSizes, sizes_from_config
 from depthcut.objectives import TASK_OBJECTIVES
 from depthcut.recipe import Recipe
 from depthcut.recovery import check_recoveries
 from depthcut.recovery.in_search import check_search_recover
-from depthcut.search.problem import Problem
+from depthcut.search.problem import Budget, Problem
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
 
 PROBE_TOKENS = 16
 
 
-def find_model(recipe: Recipe) -> ModelSource:
-    """The recipe's model, before its weights are read."""
+def find_model(recipe: Recipe, *, needs_weights: bool = True) -> ModelSource:
+    """The recipe's model, before its weights are read.
+
+    Args:
+        needs_weights: whether a directory that holds a configuration alone is refused.
+    """
     check_device(recipe.device)
     return resolve(
-        recipe.model, revision=recipe.revision, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code
+        recipe.model,
+        revision=recipe.revision,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        needs_weights=needs_weights,
     )
 
 
@@ -53,12 +63,13 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     preferred = recipe.build_search().preferred_unit
     if preferred == "pair" and not source.architecture.pairs:
         preferred = "block"
+    sizes = sizes_from_config(source.config, source.architecture, source.dtype)
     problem = Problem(
         architecture=source.architecture,
         num_blocks=source.provenance.num_blocks,
-        sizes=sizes_from_config(source.config, source.architecture, source.dtype),
+        sizes=sizes,
         unit=recipe.unit or preferred,
-        budget=recipe.parsed_budget,
+        budget=_budget(recipe, source, sizes),
         protected=frozenset(_protected(recipe.protect, units)),
         seed=recipe.seed,
     )
@@ -68,6 +79,17 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     if recipe.search_recover:
         check_search_recover(source.architecture, source.config)
     return problem
+
+
+def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
+    """What has to go of this model; bytes are those of the written model's weights, in the dtype it is worked on in."""
+    budget, stored = recipe.parsed_budget, source.provenance.quantisation
+    if budget.kind == "bytes" and stored is not None and source.gguf_file is None:
+        raise InputError(
+            f"the weights of {source.provenance.name} are stored as {stored}, so that parameters differ in bytes; give "
+            "a share, such as --budget parameters=0.8"
+        )
+    return budget.of_weights(sizes.parameters, source.dtype.itemsize)
 
 
 def _protected(names: Sequence[str], units: Sequence[Unit]) -> set[Unit]:
@@ -96,6 +118,7 @@ class Session:
         questions: what both models are asked beside it.
         repairs: whether the pruned model will be repaired.
         stream: the engine on the loaded model, None before `load`.
+        room: what may be taken of memory.
     """
 
     recipe: Recipe
@@ -107,6 +130,7 @@ class Session:
     repairs: bool = False
     questions: Questions = field(default_factory=Questions)
     stream: DecoderStream | None = None
+    room: Room = field(default_factory=lambda: Room(KEPT_BY_DEFAULT, None))
 
     @classmethod
     def prepare(
@@ -188,7 +212,9 @@ class Session:
             InputError: the weights cannot be read, or do what the family's description does not say.
         """
         recipe = self.recipe
-        stream = DecoderStream(self.source.load_model(recipe.device), self.source.architecture)
+        room = self._share_out_memory()
+        pager = None if room.weights is None else Pager(room.weights, activations=room.kept // 2)
+        stream = DecoderStream(self.source.load_model(recipe.device, pager), self.source.architecture)
         calibration = self.calibration
         text = calibration or self.evaluation
         _require_finite(stream, text.input_ids[:1, :PROBE_TOKENS] if text else torch.arange(PROBE_TOKENS)[None])
@@ -203,7 +229,24 @@ class Session:
         known = calibration or self.evaluation
         if known is not None:
             probe(stream, known.input_ids[:1, :PROBE_TOKENS])
-        return replace(self, stream=stream, calibration=calibration, recovery=recovery)
+        return replace(self, stream=stream, calibration=calibration, recovery=recovery, room=room)
+
+    def _share_out_memory(self) -> Room:
+        """What this run may take of memory. On a GPU the weights lie there, whatever their size."""
+        source, recipe = self.source, self.recipe
+        weights = sizes_from_config(source.config, source.architecture, source.dtype).parameters * source.dtype.itemsize
+        if source.provenance.quantisation is not None and not source.gguf_file:
+            weights = sum(file.stat().st_size for file in source.folder.glob("*.safetensors"))
+        if chosen_device(recipe.device) != "cpu":
+            weights = 0
+        room = share_out(recipe.memory_bytes, weights)
+        trained = [name for name, recovery in recipe.recoveries if recovery.num_sequences]
+        if room.weights is not None and self.repairs and trained:
+            raise InputError(
+                f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {trained[0]} "
+                "cannot train them; give a larger --memory-budget, or --recover refit"
+            )
+        return room
 
 
 def _require_context(recipe: Recipe, source: ModelSource, *, calibrate: bool, evaluate: bool) -> None:

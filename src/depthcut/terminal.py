@@ -1,4 +1,4 @@
-"""Measurements as tables on a terminal: of the models as a whole, and of tasks and texts they were asked for."""
+"""Tables on a terminal: what was measured of models and of tasks they were asked, and what a run would take."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from depthcut.types import Measurement
+from depthcut.types import Measurement, Plan
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from depthcut.preview import Preview
+    from depthcut.recipe import Recipe
 
 LOG_WIDTH = 200
 """Characters a line where the output is no terminal that says how wide it is."""
@@ -41,6 +44,90 @@ def print_measurements(measurements: Sequence[Measurement]) -> None:
             table.add_row(task.label, *(task.texts[place] for place in told))
         _print(table)
         print("± is the standard error, of a difference over the same items")
+
+
+def removal_names(plan: Plan) -> list[str]:
+    """The removed units in order of removal; a whole block by its number."""
+    names = []
+    for step in plan.steps:
+        if step.applied:
+            layers = sorted({unit.layer for unit in step.remove})
+            whole = plan.unit == "block"
+            names += [str(layer) for layer in layers] if whole else ["+".join(str(unit) for unit in step.remove)]
+    return names
+
+
+def print_preview(found: Preview, recipe: Recipe) -> None:
+    """What a run would remove, and what each of its stages takes in work, memory and time."""
+    from depthcut.model.device_profiles import UTILISATION
+
+    model, problem, plan, expected = found.source.provenance, found.problem, found.plan, found.estimate
+    print(f"model       {model.source}: {model.model_type}, {model.num_blocks} blocks, {model.dtype}")
+    if not found.source.has_weights:
+        print("            no weights here: estimated from the configuration")
+    sizes = problem.sizes
+    if plan is None:
+        print(f"removes     what a search finds: {problem.budget} by {problem.unit} units, method {recipe.method}")
+        print(f"parameters  {sizes.parameters:,} before")
+        print(f"KV cache    {sizes.kv_bytes_per_token:,} bytes a token before")
+    else:
+        print(f"removes     {' '.join(removal_names(plan)) or 'nothing'}")
+        print(f"parameters  {sizes.parameters:,} -> {sizes.parameters_without(plan.removed):,}")
+        kv_bytes = sizes.kv_bytes_without(plan.removed)
+        print(f"KV cache    {sizes.kv_bytes_per_token:,} -> {kv_bytes:,} bytes a token")
+    about = "" if plan else "about "
+    after = "what the ceiling leaves" if expected.pruned_bytes is None else f"{about}{_bytes(expected.pruned_bytes)}"
+    print(f"weights     {_bytes(expected.weight_bytes)} -> {after}, which the output takes")
+    _print(_phases(found, recipe))
+    program = f", {_bytes(found.program_bytes)} of it Python and libraries" if found.program_bytes else ""
+    device, several = found.device, f"{found.num_devices} x " if found.num_devices > 1 else ""
+    speed = "measured" if device.is_here else f"{UTILISATION:.0%} of the peak"
+    print(
+        f"memory      {_bytes(expected.memory_bytes(found.device) + found.program_bytes)}{program}; "
+        + ("all weights fit" if expected.fits(device, found.num_devices) else "the weights come in for every sweep")
+    )
+    print(
+        f"time        {_duration(3600 * expected.hours(device, found.num_devices))} on {several}{device.name} at "
+        f"{device.flops_per_second / 1e12:.3g} TFLOP/s ({speed}); timing, tasks and exports aside"
+    )
+    print("nothing was written (dry run)")
+
+
+def _phases(found: Preview, recipe: Recipe) -> Table:
+    table = _table(["forward passes", "unit evaluations", "TFLOP", "memory beside weights", "time"])
+    texts = {
+        "score": (recipe.calibration_samples, recipe.calibration_length),
+        "search": (recipe.calibration_samples, recipe.calibration_length),
+        "repair": (recipe.num_recovery_samples, recipe.calibration_length),
+        "evaluate": (recipe.evaluation_samples, recipe.evaluation_length),
+    }
+    for phase in found.estimate.phases:
+        samples = f" ({texts[phase.name][0]} x {texts[phase.name][1]} tokens)" if phase.name in texts else ""
+        seconds = found.estimate.seconds(phase, found.device, found.num_devices)
+        table.add_row(
+            phase.name + samples,
+            f"{phase.forward_passes:.1f}",
+            f"{phase.unit_evaluations:,}",
+            f"{phase.flops / 1e12:,.4g}",
+            _bytes(phase.working_bytes + phase.host_bytes),
+            _duration(seconds),
+        )
+    return table
+
+
+def _bytes(count: float) -> str:
+    """In units of 1000, as disks and data sheets count."""
+    for name in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {name}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def _label(label: str, data: str) -> str:

@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     TypeAdapter,
     ValidationError,
@@ -38,6 +39,14 @@ class InputError(ValueError):
 
     The command line prints it and exits with 2; nothing has been written when it is raised.
     """
+
+
+class ResourceError(InputError):
+    """The machine has run out of something; nothing is wrong with the input, so what was found is kept."""
+
+
+class LostRankError(RuntimeError):
+    """Another process of the same job has ended, so nothing can be decided together any more."""
 
 
 @functools.total_ordering
@@ -86,6 +95,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def to_json(self) -> str:
+        """The record as indented JSON text, which `from_file` reads back equal."""
         return self.model_dump_json(indent=2) + "\n"
 
     def write(self, path: Path) -> None:
@@ -242,13 +252,22 @@ class Cost(Record):
     """What finding a plan took.
 
     Attributes:
-        unit_evaluations: single attentions or FFNs run on one calibration sequence.
-        candidate_evaluations: removed sets whose objective was computed.
+        unit_evaluations: single attentions or FFNs run on one calibration sequence, by one process that keeps every
+            stream; the same number whoever did the work, and however often it was interrupted.
+        candidate_evaluations: removed sets whose objective was asked for, in shares of the calibration text.
+        seconds: of this process; not written with the plan, which says nothing that differs between equal runs.
     """
 
     unit_evaluations: int = 0
     candidate_evaluations: int = 0
-    seconds: float = 0.0
+    seconds: float = Field(default=0.0, exclude=True)
+
+    def __eq__(self, other: object) -> bool:
+        """Costs are equal where the work is, however long it took."""
+        return isinstance(other, Cost) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash((self.unit_evaluations, self.candidate_evaluations))
 
 
 class Plan(Record):
@@ -330,7 +349,7 @@ class Measurement(Record):
     """One number about one model, with what is needed to believe it.
 
     Attributes:
-        model: which model: `dense`, `pruned`, or the name of a further one.
+        model: which model: `dense`, `pruned`, or the name of a further one; `search` of the search itself.
         data: the text or setting it was measured on.
         source: the dense model that it is about or was made from: name, digest or revision, dtype.
         stderr: standard error of the value, where it is an estimate.

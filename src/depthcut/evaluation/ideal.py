@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from depthcut.evaluation.speed import DECODE_TOKENS, phases
+from depthcut.model.flops import flops_per_pair
 from depthcut.model.units import ModelSizes
 from depthcut.types import Measurement, Unit
 
@@ -57,13 +58,11 @@ def work_of(config: PreTrainedConfig, sizes: ModelSizes, itemsize: int, removed:
     config = config.get_text_config(decoder=True)
     kept = {unit: size for unit, size in sizes.units.items() if size.parameters and unit not in removed}
     num_attentions = sum(unit.kind == "attn" for unit in kept)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     parameters = sum(size.parameters for size in kept.values())
     vocabulary = config.vocab_size * config.hidden_size
     return Work(
         token_flops=2 * parameters,
-        # Scores and weighted values: two products of a head's width, each a multiplication and an addition.
-        attended_flops=4 * num_attentions * config.num_attention_heads * head_dim,
+        attended_flops=num_attentions * flops_per_pair(config),
         last_flops=2 * vocabulary,
         weight_bytes=(parameters + vocabulary) * itemsize,
         kv_bytes=sum(size.kv_bytes_per_token for size in kept.values()),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from depthcut.calibration import Samples
 from depthcut.evaluation.paired import DIFFERENCE
-from depthcut.model.stream import Batch, DecoderStream
+from depthcut.model.stream import Batch, DecoderStream, Run
 from depthcut.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.types import Measurement
 
@@ -36,16 +36,17 @@ def compare_language(
     sums: dict[str, list[torch.Tensor]] = {name: [] for name in others}
     predicted: list[torch.Tensor] = []
     present: list[torch.Tensor] = []
-    for begin in range(0, len(samples.input_ids), batch_size):
-        ids = samples.input_ids[begin : begin + batch_size]
-        mask = samples.attention_mask[begin : begin + batch_size]
-        batch = dense.prepare(ids, mask)
-        final = dense.run(batch)
+    rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
+    for together in dense.together(len(rows), 4 * dense.stream_bytes(samples.input_ids[rows[0]])):
+        given = [(samples.input_ids[rows[i]], samples.attention_mask[rows[i]]) for i in together]
+        reference = _run_all(dense, given)
         for name, other in others.items():
-            sums[name].append(_sums_of_batch((dense, batch, final), other, other.prepare(ids, mask)))
-        predicted.append(_predicts(batch).sum(dim=-1).cpu())
-        present.append(batch.token_mask.sum(dim=-1).cpu())
-        advance(len(ids))
+            for ours, theirs in zip(reference, _run_all(other, given), strict=True):
+                sums[name].append(_sums_of_batch(dense, ours, other, theirs))
+        for batch, _ in reference:
+            predicted.append(_predicts(batch).sum(dim=-1).cpu())
+            present.append(batch.token_mask.sum(dim=-1).cpu())
+            advance(len(batch.input_ids))
 
     num_predicted, num_present = torch.cat(predicted), torch.cat(present)
     totals = {name: torch.cat(parts, dim=1) for name, parts in sums.items()}
@@ -89,15 +90,22 @@ def _predicts(batch: Batch) -> torch.Tensor:
     return torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
 
 
-def _sums_of_batch(
-    dense: tuple[DecoderStream, Batch, torch.Tensor], other: DecoderStream, batch: Batch
-) -> torch.Tensor:
+_Run = tuple[Batch, torch.Tensor]
+"""A batch, and its stream before the final norm."""
+
+
+def _run_all(stream: DecoderStream, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[_Run]:
+    batches = [stream.prepare(*ids_and_mask) for ids_and_mask in given]
+    return list(zip(batches, stream.run_together([Run(batch) for batch in batches]), strict=True))
+
+
+def _sums_of_batch(dense: DecoderStream, ours: _Run, other: DecoderStream, theirs: _Run) -> torch.Tensor:
     """Dense NLL, the other model's NLL and KL, summed over each sequence: (3, sequences), float64."""
-    dense_stream, dense_batch, dense_final = dense
+    batch = theirs[0]
     predicts, tokens = _predicts(batch), batch.token_mask
     targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
     sums = torch.zeros(3, len(targets), dtype=torch.float64)
-    pieces = zip(dense_stream.logits(dense_batch, dense_final), other.logits(batch, other.run(batch)), strict=True)
+    pieces = zip(dense.logits(*ours), other.logits(*theirs), strict=True)
     for (positions, dense_piece), (_, other_piece) in pieces:
         for row in range(len(targets)):
             at = (row, positions)

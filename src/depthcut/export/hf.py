@@ -23,11 +23,16 @@ from transformers.utils import logging as transformers_logging
 
 from depthcut.export import EXPORTS, VerificationError
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.load import resolve
+from depthcut.model.paging import Pager, in_shards, pager_of
 from depthcut.model.quantisation import quantisation
 from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
 
 RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
-GREEDY_TOKENS = 16
+GREEDY_TOKENS, PAGED_GREEDY_TOKENS = 16, 2
+
+ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Largest difference of logits, as a share of the largest, that comes of where weights lie in memory."""
 
 WRITTEN_ENTRIES = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
 """Entries of a configuration that come from writing and reading it, not from the model."""
@@ -49,8 +54,8 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them; and
     # how tensors were quantised on loading cannot be undone on saving.
     stock = not is_marked(model.config) and quantisation(model.config) is None
-    with without_bars():
-        model.save_pretrained(folder, save_original_format=stock)
+    with without_bars(), in_shards(model) as arguments:
+        model.save_pretrained(folder, save_original_format=stock, **arguments)
 
 
 def make_readable(folder: Path) -> None:
@@ -81,7 +86,8 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
 
     Every tensor and every entry of the configuration must be there, the logits must be equal bit for bit, and greedy
     decoding must give the same tokens with and without a cache. The configuration is compared by itself because a few
-    tokens show nothing of what a sliding window or a long context does.
+    tokens show nothing of what a sliding window or a long context does. Of a paged model every tensor is compared with
+    the written one, and the logits, which transformers computes from unaligned memory, to rounding.
 
     Args:
         input_ids: (1, length), a few tokens.
@@ -90,8 +96,12 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         VerificationError: they differ, or the written model does not load.
     """
     input_ids = input_ids.to(model.device)
+    paged = pager_of(model) is not None
+    if paged:
+        _require_equal_tensors(folder, model)
     logits = model(input_ids=input_ids, use_cache=False).logits
-    with_cache, without_cache = (_greedy(model, input_ids, use_cache) for use_cache in (True, False))
+    num_tokens = PAGED_GREEDY_TOKENS if paged else GREEDY_TOKENS
+    with_cache, without_cache = (_greedy(model, input_ids, use_cache, num_tokens) for use_cache in (True, False))
     exact = model.dtype == torch.float32 and quantisation(model.config) is None
     if exact and not torch.equal(with_cache, without_cache):
         raise VerificationError("the pruned model decodes other tokens with a cache than without")
@@ -107,11 +117,13 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         # -P: the script's own folder must not shadow installed packages.
         trust = "trust" if is_marked(model.config) else "plain"
         arguments = [str(folder), str(expected), str(model.dtype), str(model.device), trust]
+        arguments.append("disk" if paged else "memory")
         command = [sys.executable, "-P", str(RELOAD_SCRIPT), *arguments]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": scratch,
+            "TMPDIR": scratch,
         }
         child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if child.returncode != 0:
@@ -123,7 +135,7 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
             raise VerificationError(f"the written model {problem} the tensor {names[0]}")
     if changed := _changed_entries(model, found["config"]):
         raise VerificationError(f"the written configuration differs from the one in memory in {', '.join(changed)}")
-    if found["largest_logit_difference"] != 0:
+    if found["largest_logit_difference"] > (ROUNDING[model.dtype] * found["largest_logit"] if paged else 0):
         difference = found["largest_logit_difference"]
         raise VerificationError(f"the reloaded logits differ from those in memory by up to {difference:.3g}")
     if not (found["with_cache_equal"] and found["without_cache_equal"]):
@@ -137,12 +149,24 @@ def _changed_entries(model: PreTrainedModel, reloaded: dict[str, Any]) -> list[s
     return [name for name in names if in_memory.get(name) != reloaded.get(name)]
 
 
-def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+def _require_equal_tensors(folder: Path, model: PreTrainedModel) -> None:
+    """Raises VerificationError where a written tensor is not that of a paged model, bit for bit."""
+    source = resolve(str(folder), dtype=str(model.dtype).removeprefix("torch."))
+    reloaded = source.load_model("cpu", Pager(0))
+    written = dict(reloaded.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name not in written or not torch.equal(parameter, written[name]):
+            raise VerificationError(f"the written tensor {name} is not the one in memory")
+        for pager in filter(None, (pager_of(model), pager_of(reloaded))):
+            pager.drop_pages(parameter, written[name])
+
+
+def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool, num_tokens: int) -> torch.Tensor:
     return model.generate(  # type: ignore[no-any-return]
         input_ids,
         attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=GREEDY_TOKENS,
-        min_new_tokens=GREEDY_TOKENS,
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
         do_sample=False,
         use_cache=use_cache,
     )

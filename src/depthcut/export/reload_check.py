@@ -1,11 +1,13 @@
 """Run in a fresh process: loads a written model with plain transformers and says how it differs from what is expected.
 
 Nothing of depthcut is imported here, so that what holds here holds for every user of the directory.
-Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE plain|trust; prints one line of JSON.
+Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE plain|trust memory|disk; prints one line
+of JSON.
 """
 
 import json
 import sys
+import tempfile
 
 import torch
 from safetensors.torch import load_file
@@ -13,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 
 @torch.no_grad()
-def main(directory: str, expected_file: str, dtype: str, device: str, trust: str) -> None:
+def main(directory: str, expected_file: str, dtype: str, device: str, trust: str, weights: str) -> None:
     expected = load_file(expected_file)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust == "trust")
     # Quantised weights are put where they stay, and not moved afterwards.
-    placed = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
+    placed: dict[str, object] = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
+    if weights == "disk":
+        placed = {"device_map": {"": "disk"}, "offload_folder": tempfile.gettempdir()}
     model, loading = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=getattr(torch, dtype.removeprefix("torch.")),
@@ -41,6 +45,7 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
         "unexpected": sorted(loading["unexpected_keys"]),
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "largest_logit_difference": float((logits - expected["logits"]).abs().max()),
+        "largest_logit": float(logits.abs().max()),
     }
     for name, use_cache in (("with_cache", True), ("without_cache", False)):
         num_new = expected[name].shape[1] - input_ids.shape[1]

@@ -7,10 +7,11 @@ neither torch nor transformers.
 from depthcut.report.card import license_of, renew_model_card, write_model_card
 from depthcut.report.page import write_comparison, write_report
 from depthcut.report.run import Run
-from depthcut.report.table import Row, before_after, columns
+from depthcut.report.table import SEARCH, Row, before_after, columns
 from depthcut.report.tasks import is_task, task_table
 
 __all__ = [
+    "SEARCH",
     "Row",
     "Run",
     "before_after",

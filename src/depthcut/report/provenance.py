@@ -28,7 +28,7 @@ def provenance(
         ("Budget", plan.budget),
         ("Objective", plan.objective or ""),
         ("Protected", ", ".join(str(unit) for unit in plan.protected)),
-        ("Cost of the search", _cost_words(plan)),
+        ("Cost of the search", _cost_words(plan, measurements)),
         *(("Repair", _repair_words(repair)) for repair in repairs),
         ("Evaluation", _distinct(m.data for m in measurements if m.name in ("perplexity", "kl_to_dense"))),
         ("Measured on", _distinct(measurement.device for measurement in measurements)),
@@ -84,12 +84,13 @@ def _text_words(text: TextDescription) -> str:
     return f"{text.source} ({text.detail}), {size}" if text.detail else f"{text.source}, {size}"
 
 
-def _cost_words(plan: Plan) -> str:
+def _cost_words(plan: Plan, measurements: Sequence[Measurement]) -> str:
     cost = plan.cost
+    seconds = [measurement.value for measurement in measurements if measurement.name == "search_seconds"]
     parts = [
         f"{cost.candidate_evaluations:,} candidates" if cost.candidate_evaluations else "",
         f"{cost.unit_evaluations:,} evaluations of a unit" if cost.unit_evaluations else "",
-        f"{value_text(cost.seconds, 'number')} s" if cost.seconds else "",
+        f"{value_text(seconds[-1], 'number')} s" if seconds else "",
     ]
     return ", ".join(part for part in parts if part)
 

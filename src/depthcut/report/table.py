@@ -17,6 +17,8 @@ from depthcut.types import Measurement
 Scale = Literal["number", "count", "bytes", "ratio"]
 
 DENSE = "dense"
+SEARCH = "search"
+"""What measurements are named that are of the search itself, and stand in no table of models."""
 UNKNOWN = "–"
 
 
@@ -114,7 +116,7 @@ def before_after(measurements: Sequence[Measurement]) -> list[Row]:
     models = _models(measurements)
     paired = {(row.name, row.model) for row in measurements if row.name.endswith("_speedup")}
     groups: dict[tuple[str, str], dict[str, Measurement]] = {}
-    for measurement in measurements:
+    for measurement in (measurement for measurement in measurements if measurement.model != SEARCH):
         groups.setdefault((measurement.name, measurement.data), {})[measurement.model] = measurement
     return [_row(by_model, models, paired) for by_model in groups.values()]
 
@@ -143,7 +145,8 @@ def dense_parameters(measurements: Sequence[Measurement]) -> float | None:
 
 
 def _models(measurements: Sequence[Measurement]) -> list[str]:
-    return list(dict.fromkeys(measurement.model for measurement in measurements))
+    models = dict.fromkeys(measurement.model for measurement in measurements)
+    return [model for model in models if model != SEARCH]
 
 
 def _compared(models: Sequence[str]) -> list[str]:

@@ -32,6 +32,9 @@ from transformers import PreTrainedModel
 
 SCRATCH_PREFIX = "depthcut-"
 
+PART_BYTES = 2**24
+"""Bytes of a weight that are read at a time."""
+
 LEAST_SHARD = 2**26
 """Bytes of the smallest file that a paged model is written in."""
 
@@ -128,8 +131,10 @@ class Pager:
             return
         mapped = self._mapped[parameter]
         self._make_room(mapped.nbytes)
-        parameter.data = mapped.clone()
-        _drop_pages(mapped)
+        copied = torch.empty_like(mapped)
+        for there, part in zip(_split(copied), self.parts(parameter), strict=True):
+            there.copy_(part)
+        parameter.data = copied
         self._resident[key] = weakref.ref(parameter, lambda _: self._forget(key))
         self._held += mapped.nbytes
         self.bytes_read += mapped.nbytes
@@ -148,6 +153,12 @@ class Pager:
         """What a parameter held that is gone."""
         self._resident.pop(key, None)
         self._held = sum(p.nbytes for known in self._resident.values() if (p := known()) is not None)
+
+    def parts(self, parameter: nn.Parameter) -> Iterator[torch.Tensor]:
+        """A weight from its file a piece at a time, of which one is in memory."""
+        for part in _split(self._mapped[parameter]):
+            yield part
+            _drop_pages(part)
 
     def let_all_go(self) -> None:
         """Holds no weight in memory any more, nor any page of their files."""
@@ -170,6 +181,16 @@ class Pager:
 def pager_of(model: nn.Module) -> Pager | None:
     """What brings a model's weights into memory; None where they are there."""
     return next((_owners[parameter] for parameter in model.parameters() if parameter in _owners), None)
+
+
+def parts(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
+    """The values of a parameter piece by piece, flat; of a paged one with one piece in memory."""
+    pager: Pager | None = _owners.get(parameter)  # type: ignore[no-untyped-call]
+    return iter(_split(parameter.data)) if pager is None else pager.parts(parameter)
+
+
+def _split(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(tensor.view(-1), PART_BYTES // tensor.itemsize)
 
 
 def like(old: torch.Tensor, new: torch.Tensor) -> nn.Parameter:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from depthcut.options import (
+from depthcut.commands.options import (
     BatchSize,
     Calibration,
     CalibrationLength,
@@ -36,11 +33,9 @@ from depthcut.options import (
     TrustRemoteCode,
     UnitOption,
     comma_separated,
+    recipe_of,
 )
-
-if TYPE_CHECKING:
-    from depthcut.recipe import Recipe
-    from depthcut.studies.study import Study
+from depthcut.commands.terminal import command_line, print_study
 
 Methods = Annotated[
     str,
@@ -61,6 +56,7 @@ app = typer.Typer(
 
 @app.command()
 def sweep(
+    context: typer.Context,
     model: Model,
     output_dir: Output,
     methods: Methods = "greedy,shortgpt,uidl",
@@ -91,30 +87,7 @@ def sweep(
     resume: Resume = False,
 ) -> None:
     """Quality after each removal of one path a method, repaired or not, with the point where it collapses."""
-    recipe = _recipe(
-        model=model,
-        unit=unit,
-        remove=remove,
-        recover_text=recover_text,
-        recover_samples=recover_samples,
-        calibration=calibration,
-        calibration_samples=calibration_samples,
-        calibration_length=calibration_length,
-        evaluation=evaluation,
-        evaluation_samples=evaluation_samples,
-        evaluation_length=evaluation_length,
-        tasks=comma_separated(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        include_path=include_path,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        seed=seed,
-    )
+    recipe = recipe_of(context, without=("recover",))
     from depthcut.studies import sweep as study
 
     found = study.sweep(
@@ -125,13 +98,14 @@ def sweep(
         recovers=recover or ["none"],
         overwrite=overwrite,
         resume=resume,
-        command=_command_line(),
+        command=command_line(),
     )
     print_study(found, output_dir)
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     model: Model,
     output_dir: Output,
     methods: Methods = "greedy,sleb,shortgpt,uidl",
@@ -160,28 +134,7 @@ def compare(
     resume: Resume = False,
 ) -> None:
     """Methods against each other at equal parameters, on the same calibration text."""
-    recipe = _recipe(
-        model=model,
-        recover_text=recover_text,
-        recover_samples=recover_samples,
-        calibration=calibration,
-        calibration_samples=calibration_samples,
-        calibration_length=calibration_length,
-        evaluation=evaluation,
-        evaluation_samples=evaluation_samples,
-        evaluation_length=evaluation_length,
-        tasks=comma_separated(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        include_path=include_path,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        seed=seed,
-    )
+    recipe = recipe_of(context, without=("recover",))
     from depthcut.studies import compare as study
 
     found = study.compare(
@@ -192,13 +145,14 @@ def compare(
         recovers=recover or ["none"],
         overwrite=overwrite,
         resume=resume,
-        command=_command_line(),
+        command=command_line(),
     )
     print_study(found, output_dir)
 
 
 @app.command()
 def tradeoff(
+    context: typer.Context,
     model: Model,
     output_dir: Output,
     task: Annotated[
@@ -224,19 +178,7 @@ def tradeoff(
     resume: Resume = False,
 ) -> None:
     """What one task can spare against what another can, and what each loses by the other's removals."""
-    recipe = _recipe(
-        model=model,
-        unit=unit,
-        calibration_samples=questions,
-        calibration_length=question_length,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        seed=seed,
-    )
+    recipe = recipe_of(context, without=("remove",), calibration_samples=questions, calibration_length=question_length)
     from depthcut.studies import tradeoff as study
 
     found = study.tradeoff(
@@ -246,13 +188,14 @@ def tradeoff(
         counts=comma_separated(remove),
         overwrite=overwrite,
         resume=resume,
-        command=_command_line(),
+        command=command_line(),
     )
     print_study(found, output_dir)
 
 
 @app.command()
 def inspect(
+    context: typer.Context,
     model: Model,
     output_dir: Output,
     method: Method = "greedy",
@@ -272,39 +215,8 @@ def inspect(
     resume: Resume = False,
 ) -> None:
     """Block Influence against the loss, angular distances, and which kind of unit a method takes where and when."""
-    recipe = _recipe(
-        model=model,
-        method=method,
-        unit=unit,
-        remove=remove,
-        calibration=calibration,
-        calibration_samples=calibration_samples,
-        calibration_length=calibration_length,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        seed=seed,
-    )
+    recipe = recipe_of(context)
     from depthcut.studies import inspection as study
 
-    found = study.inspect(recipe, output_dir, overwrite=overwrite, resume=resume, command=_command_line())
+    found = study.inspect(recipe, output_dir, overwrite=overwrite, resume=resume, command=command_line())
     print_study(found, output_dir)
-
-
-def _recipe(**options: object) -> Recipe:
-    from depthcut.recipe import Recipe
-
-    return Recipe.build(**options)
-
-
-def _command_line() -> str:
-    return shlex.join(["depthcut", *sys.argv[1:]])
-
-
-def print_study(found: Study, output: Path) -> None:
-    """What was found in sentences, and where the rest is."""
-    print("\n".join(found.findings))
-    print(f"\ntables, figures and data written to {output}; study.md shows them")

@@ -1,18 +1,23 @@
-"""Tables on a terminal: what was measured of models and of tasks they were asked, and what a run would take."""
+"""What commands print: tables of what was measured and of what a run would take, and what a run has made."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthcut.types import Measurement, Plan
+from depthcut.types import InputError, Measurement, Plan, ScoreTable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from depthcut.pipeline import Result
     from depthcut.preview import Preview
     from depthcut.recipe import Recipe
+    from depthcut.studies.study import Study
 
 LOG_WIDTH = 200
 """Characters a line where the output is no terminal that says how wide it is."""
@@ -149,3 +154,58 @@ def _print(table: Table) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
+
+
+def print_result(result: Result, output: Path) -> None:
+    """What a run found and made, and where it lies."""
+    from depthcut.model.paging import pager_of
+
+    plan: Plan = result.plan
+    print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(removal_names(plan)) or 'nothing'}\n")
+    print_measurements(result.measurements)
+    for repair in result.repairs:
+        outcome = "" if repair.kept else "; it did not help and was undone"
+        print(
+            f"{repair.method}: {repair.objective} {repair.before:.3f} -> {repair.after:.3f} on held-out text{outcome}"
+        )
+    paged = pager_of(result.model) is not None
+    equal = "tensors equal bit for bit, logits to rounding" if paged else "logits equal bit for bit"
+    print(f"\nreloaded in a fresh process: {equal}, greedy tokens equal with and without cache")
+    print(f"model and report.html written to {output}")
+
+
+def print_scores(table: ScoreTable) -> None:
+    """Every metric of every block."""
+    from rich.console import Console
+    from rich.table import Table
+
+    blocks = [scores for scores in table.scores if scores.unit == "block"]
+    view = Table(box=None, pad_edge=False)
+    view.add_column("block", justify="right")
+    for scores in blocks:
+        view.add_column(scores.metric, justify="right")
+    for layer in range(table.model.num_blocks):
+        view.add_row(str(layer), *(f"{scores.values[str(layer)]:.4f}" for scores in blocks))
+    Console(width=None if sys.stdout.isatty() else 120).print(view)
+
+
+def print_study(found: Study, output: Path) -> None:
+    """What was found in sentences, and where the rest is."""
+    print("\n".join(found.findings))
+    print(f"\ntables, figures and data written to {output}; study.md shows them")
+
+
+def command_line() -> str:
+    """What the user typed, for the files that say how a result was made."""
+    return shlex.join(["depthcut", *sys.argv[1:]])
+
+
+def is_rank() -> bool:
+    """Whether this is one of several processes that torchrun has started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def require_alone(what: str) -> None:
+    """Raises InputError where several ranks would each do what is not divided among them."""
+    if is_rank():
+        raise InputError(f"{what} is not divided among ranks; run it without torchrun (prune is)")

@@ -1,11 +1,18 @@
-"""Options of the command line that several commands share."""
+"""Options of the command line that several commands share, and the recipe that they make."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from depthcut.recipe import Recipe
+
+LISTS = {"protect", "tasks", "compare", "export"}
+"""Options that take several names, separated by commas."""
 
 Model = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")]
 Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.")]
@@ -88,3 +95,21 @@ Generation = Annotated[
 def comma_separated(text: str) -> list[str]:
     """The names in an option that takes several."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def recipe_of(context: typer.Context, without: Collection[str] = (), **instead: object) -> Recipe:
+    """The recipe that a command's options make.
+
+    Args:
+        without: options that mean something else in this command.
+        instead: what stands for options under other names.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+    from depthcut.recipe import Recipe
+
+    given = {name: value for name, value in context.params.items() if name in Recipe.model_fields.keys() - set(without)}
+    for name in LISTS & given.keys():
+        given[name] = comma_separated(given[name])
+    return Recipe.build(**given, **instead)

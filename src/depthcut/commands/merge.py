@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depthcut.options import Output
+from depthcut.commands.options import Output
 
 
 def merge(output_dir: Output) -> None:

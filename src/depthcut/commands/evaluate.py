@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthcut.options import (
+from depthcut.commands.options import (
     Device,
     Dtype,
     EvaluationLength,
@@ -22,7 +22,7 @@ from depthcut.options import (
     TrustRemoteCode,
     comma_separated,
 )
-from depthcut.terminal import print_measurements
+from depthcut.commands.terminal import print_measurements
 from depthcut.types import (
     InputError,
     Measurement,

@@ -1,0 +1,36 @@
+"""`depthcut export`: a model in another form or precision."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from depthcut.commands.options import (
+    Dtype,
+    Output,
+    Overwrite,
+    PushToHub,
+)
+from depthcut.commands.upload import require_token, upload
+
+
+def export(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or any model.")],
+    output_dir: Output,
+    to: Annotated[str, typer.Option(help="Form to write: hf, gguf, nemotron-nas or zeroed (see depthcut ls).")] = "hf",
+    tensor_type: Annotated[
+        str | None,
+        typer.Option(help="For gguf: f32, f16, bf16, q8_0, or a type of your llama-quantize; by default the model's."),
+    ] = None,
+    dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
+) -> None:
+    """Write a model in another form or precision, verified in a fresh process."""
+    from depthcut import pipeline
+
+    require_token(push_to_hub)
+    note = pipeline.export(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)
+    print("\n".join(filter(None, [f"written to {output_dir}", note])))
+    upload(output_dir, push_to_hub)

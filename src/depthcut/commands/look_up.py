@@ -1,0 +1,90 @@
+"""`depthcut ls`, `validate` and `schema`: what there is, and what files may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
+
+
+def list_names() -> None:
+    """List recipes, packaged models, texts, methods, metrics and model families."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from depthcut.calibration import BUILT_IN
+    from depthcut.export import EXPORTS
+    from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
+    from depthcut.model.architectures import FAMILIES
+    from depthcut.model.files import PACKAGED_MODELS
+    from depthcut.objectives import OBJECTIVES
+    from depthcut.recipes import packaged_recipes
+    from depthcut.recovery import RECOVERIES
+    from depthcut.search.problem import SEARCHES
+
+    console = Console()
+    sections = {
+        "methods (--method)": [(entry.name, entry.summary, entry.source) for entry in SEARCHES],
+        "metrics (--metric)": [
+            (BLOCK_INFLUENCE, METRICS["cosine"] + ", for blocks", ""),
+            *((name, meaning, "") for name, meaning in METRICS.items()),
+        ],
+        "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
+        "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
+        "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
+        "repairs (--recover)": [(entry.name, entry.summary, entry.source) for entry in RECOVERIES],
+        "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
+        "recipes (depthcut run NAME)": [(recipe.name, recipe.summary, "") for recipe in packaged_recipes()],
+    }
+    for title, rows in sections.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    console.print("families:", ", ".join(sorted(FAMILIES)))
+
+
+def validate(
+    file: Annotated[
+        str, typer.Argument(help="A recipe by name or file (.yaml), plan.json, scores.json or results.json.")
+    ],
+) -> None:
+    """Check a recipe or an artefact without running anything."""
+    from depthcut.recipes import check_recipe, find_recipe
+    from depthcut.types import read_generation, read_measurements, read_repairs
+
+    path = Path(file)
+    if path.suffix != ".json":
+        check_recipe(find_recipe(file))
+    elif path.name == "scores.json":
+        ScoreTable.from_file(path)
+    elif path.name == "results.json":
+        read_measurements(path)
+    elif path.name == "recovery.json":
+        read_repairs(path)
+    elif path.name == "generation.json":
+        read_generation(path)
+    else:
+        Plan.from_file(path)
+    print(f"{file} is valid")
+
+
+def schema(
+    name: Annotated[str, typer.Argument(help="recipe, plan, scores, results, recovery or generation.")] = "recipe",
+) -> None:
+    """Print the JSON schema of a recipe or an artefact."""
+    import json
+
+    from depthcut.recipe import Recipe
+    from depthcut.registry import unknown_name
+
+    lists = {"results": Measurement, "recovery": Repair, "generation": GenerationSample}
+    records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, **lists}
+    if name not in records:
+        raise InputError(unknown_name("schema", name, list(records)))
+    found: dict[str, Any] = records[name].model_json_schema()  # type: ignore[attr-defined]
+    print(json.dumps({"type": "array", "items": found} if name in lists else found, indent=2))

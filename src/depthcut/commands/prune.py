@@ -1,0 +1,212 @@
+"""`depthcut prune` and `run`: from options or a recipe to the run, its estimate, or a shard of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from depthcut.commands.options import (
+    BatchSize,
+    BudgetOption,
+    Calibration,
+    CalibrationLength,
+    CalibrationSamples,
+    Compare,
+    Device,
+    DeviceProfileOption,
+    Devices,
+    DryRun,
+    Dtype,
+    Evaluation,
+    EvaluationLength,
+    EvaluationSamples,
+    Forms,
+    Generation,
+    IncludePath,
+    Limit,
+    MaxForwards,
+    MaxIncrease,
+    MemoryBudget,
+    Method,
+    Metric,
+    Model,
+    NumFewshot,
+    ObjectiveOption,
+    Output,
+    Overwrite,
+    Protect,
+    PushToHub,
+    Recover,
+    RecoverSamples,
+    RecoverText,
+    Remove,
+    Revision,
+    SearchOption,
+    SearchRecover,
+    Seed,
+    ShardOption,
+    Speed,
+    Swap,
+    Tasks,
+    TrustRemoteCode,
+    UnitOption,
+    recipe_of,
+)
+from depthcut.commands.terminal import command_line, print_preview, print_result, print_study, require_alone
+from depthcut.commands.upload import require_token, upload
+from depthcut.types import InputError
+
+if TYPE_CHECKING:
+    from depthcut.recipe import Recipe
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe by name (see depthcut ls), or options as YAML in a file.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+
+
+def prune(
+    context: typer.Context,
+    model: Model,
+    output_dir: Output,
+    method: Method = "greedy",
+    metric: Metric = None,
+    objective: ObjectiveOption = None,
+    search: SearchOption = None,
+    swap: Swap = None,
+    max_forwards: MaxForwards = None,
+    unit: UnitOption = None,
+    remove: Remove = None,
+    budget: BudgetOption = None,
+    max_increase: MaxIncrease = None,
+    protect: Protect = "",
+    calibration: Calibration = "stdlib",
+    calibration_samples: CalibrationSamples = 16,
+    calibration_length: CalibrationLength = 512,
+    evaluation: Evaluation = "stdlib",
+    evaluation_samples: EvaluationSamples = 16,
+    evaluation_length: EvaluationLength = 512,
+    tasks: Tasks = "",
+    num_fewshot: NumFewshot = None,
+    limit: Limit = None,
+    include_path: IncludePath = None,
+    generation: Generation = False,
+    compare: Compare = "",
+    export: Forms = "",
+    recover: Recover = None,
+    recover_text: RecoverText = None,
+    recover_samples: RecoverSamples = None,
+    search_recover: SearchRecover = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 4,
+    memory_budget: MemoryBudget = None,
+    speed: Speed = True,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
+    resume: Resume = False,
+    shard: ShardOption = None,
+    dry_run: DryRun = False,
+    device_profile: DeviceProfileOption = None,
+    devices: Devices = None,
+) -> None:
+    """Find what can go, remove it, measure what is left, and write a model that reloads.
+
+    SOURCE is a built-in text (stdlib, self, wikitext, c4), a hub data set or a file, with settings after commas:
+    wikitext, allenai/c4,config=en or notes.jsonl,column=body. Several are joined with +.
+    """
+    recipe = recipe_of(context)
+    if dry_run or device_profile is not None or devices is not None:
+        _preview(recipe, output_dir, overwrite, resume, dry_run, device_profile, devices)
+        return
+    _run(recipe, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
+
+
+def run(
+    recipe: RecipeName,
+    output_dir: Output,
+    small: Annotated[bool, typer.Option("--small", help="The recipe's variant for a CPU: a minute or two.")] = False,
+    overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
+    resume: Resume = False,
+    shard: ShardOption = None,
+    dry_run: DryRun = False,
+    device_profile: DeviceProfileOption = None,
+    devices: Devices = None,
+) -> None:
+    """Run prune or a study from a recipe."""
+    from depthcut.recipes import find_recipe, load_recipe
+    from depthcut.studies.recipe import StudyRecipe
+
+    loaded = load_recipe(find_recipe(recipe), small=small)
+    if isinstance(loaded, StudyRecipe):
+        if dry_run or push_to_hub:
+            raise InputError("a study writes no model and has no plan to print; leave --dry-run and --push-to-hub out")
+        require_alone("a study")
+        loaded.check()
+        print_study(loaded.run(output_dir, overwrite=overwrite, resume=resume, command=command_line()), output_dir)
+        return
+    if dry_run or device_profile is not None or devices is not None:
+        _preview(loaded, output_dir, overwrite, resume, dry_run, device_profile, devices)
+        return
+    _run(loaded, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
+
+
+def _preview(
+    recipe: Recipe,
+    output: Path,
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+    device_profile: str | None,
+    devices: int | None,
+) -> None:
+    require_alone("--dry-run")
+    from depthcut.model.device_profiles import HERE
+    from depthcut.preview import preview
+    from depthcut.workspace import check_output
+
+    if not dry_run:
+        raise InputError("--device-profile and --devices are about what --dry-run estimates; add it, or leave them out")
+    check_output(output, overwrite=overwrite, resume=resume)
+    num_devices = 1 if devices is None else devices
+    print_preview(preview(recipe, device_profile=device_profile or HERE, num_devices=num_devices), recipe)
+
+
+def _run(
+    recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, push_to_hub: str | None, shard: str | None
+) -> None:
+    if shard is not None:
+        _evaluate_share(recipe, output, shard, overwrite=overwrite, push_to_hub=push_to_hub)
+        return
+    from depthcut import pipeline
+
+    require_token(push_to_hub)
+    result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=command_line())
+    if result.output is None:
+        return
+    print_result(result, output)
+    for form in recipe.export:
+        if form not in dict(result.not_written):
+            print(f"{form} written to {output / form}, verified")
+    for form, reason in result.not_written:
+        print(f"depthcut: {form} was not written: {reason}", file=sys.stderr)
+    upload(output, push_to_hub)
+    if result.not_written:
+        raise typer.Exit(1)
+
+
+def _evaluate_share(recipe: Recipe, output: Path, shard: str, *, overwrite: bool, push_to_hub: str | None) -> None:
+    from depthcut.distributed import Shard
+    from depthcut.shards import evaluate_share
+
+    require_alone("a shard, which meets no other,")
+    if overwrite or push_to_hub:
+        raise InputError("a shard writes no model; leave --overwrite and --push-to-hub out with --shard")
+    print(evaluate_share(recipe, output, Shard.parse(shard)))

@@ -1,0 +1,45 @@
+"""`depthcut score`: every static metric of every unit."""
+
+from __future__ import annotations
+
+import typer
+
+from depthcut.commands.options import (
+    BatchSize,
+    Calibration,
+    CalibrationLength,
+    CalibrationSamples,
+    Device,
+    Dtype,
+    Model,
+    Output,
+    Overwrite,
+    Revision,
+    Seed,
+    TrustRemoteCode,
+    recipe_of,
+)
+from depthcut.commands.terminal import print_scores
+
+
+def score(
+    context: typer.Context,
+    model: Model,
+    output_dir: Output,
+    calibration: Calibration = "stdlib",
+    calibration_samples: CalibrationSamples = 16,
+    calibration_length: CalibrationLength = 512,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 4,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score every block and sublayer by every static metric in one pass; writes scores.json."""
+    from depthcut import pipeline
+
+    recipe = recipe_of(context)
+    print_scores(pipeline.score(recipe, output_dir, overwrite=overwrite))
+    print(f"\nwritten to {output_dir / 'scores.json'}")

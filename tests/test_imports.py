@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,9 @@ def test_help_waits_for_nothing_heavy():
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "--calibration-samples" in printed
     assert printed.strip().splitlines()[-1] == "[]"
+
+
+def test_test_files_have_names_of_their_own():
+    # pytest imports them by their bare names.
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names))

@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, TypeVar
 
 from depthcut.types import InputError, LostRankError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 MEETING_TIME = timedelta(minutes=10)
 """How long ranks wait for each other at the start."""
@@ -66,6 +64,8 @@ class Ranks:
         """
         if self.count == 1:
             return [value]
+        import torch.distributed as dist
+
         gathered: list[T] = [value] * self.count
         with _noticing_the_lost():
             dist.all_gather_object(gathered, value)
@@ -79,6 +79,8 @@ class Ranks:
         """
         if self.count == 1:
             return make()
+        import torch.distributed as dist
+
         made: list[T | None] = [make() if self.is_first else None]
         with _noticing_the_lost():
             dist.broadcast_object_list(made, src=0)
@@ -90,7 +92,11 @@ class Ranks:
         Raises:
             InputError: there are fewer GPUs than processes on this machine.
         """
-        if self.count == 1 or wanted not in ("auto", "cuda") or not torch.cuda.is_available():
+        if self.count == 1 or wanted not in ("auto", "cuda"):
+            return wanted
+        import torch
+
+        if not torch.cuda.is_available():
             return wanted
         place, num_devices = int(os.environ.get("LOCAL_RANK", self.index)), torch.cuda.device_count()
         if place >= num_devices:
@@ -195,6 +201,12 @@ def _joined() -> tuple[Ranks, Store | None]:
             f"WORLD_SIZE says that there are {os.environ['WORLD_SIZE']} ranks, but the environment lacks "
             f"{' and '.join(missing)}; start them by torchrun, or unset WORLD_SIZE"
         )
+    # What works on files alone does without torch.
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     try:
         with _ending_at_once():
             store, index, count = next(rendezvous("env://", timeout=MEETING_TIME))

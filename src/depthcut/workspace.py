@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from depthcut.distributed import ALONE, Ranks
-from depthcut.faults import resource_error
 from depthcut.types import InputError, ResourceError
 
 STUDY = "study.json"
@@ -88,6 +87,8 @@ def workspace(
             ranks.from_first(lambda: work)
             yield work
         except BaseException as error:
+            from depthcut.faults import resource_error
+
             again = "the same command with --resume goes on" if resumable else "give the command again"
             lacking = error if isinstance(error, ResourceError) else resource_error(error, again)
             in_vain = isinstance(error, InputError) and lacking is None and not resumed

@@ -8,7 +8,7 @@ import pytest
 from jobs import OPTIONS
 
 import tiny
-from depthcut.distributed import Ranks
+from depthcut.distributed import ALONE, Ranks
 from depthcut.pipeline import load_on
 from depthcut.planning import find_plan
 from depthcut.recipe import Recipe
@@ -26,6 +26,10 @@ class ThreadRanks(Ranks):
 
     def from_first(self, make):
         return self.gather(make() if self.is_first else None)[0]
+
+
+LOADING = threading.Lock()
+"""While transformers loads a model it replaces functions of its own for all threads."""
 
 
 class Meeting:
@@ -68,7 +72,8 @@ def search(session_of):
         def of_rank(index):
             ranks = ThreadRanks(index, num_ranks, meeting)
             try:
-                loaded = load_on(ranks, session)
+                with LOADING:
+                    loaded = load_on(ALONE, session)
                 plan = find_plan(loaded, replace(problem), folder, ranks)[1]
             except BaseException:
                 meeting.barrier.abort()

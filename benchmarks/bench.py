@@ -112,17 +112,17 @@ BENCHMARKS = (
         ("perplexity",),
     ),
     Benchmark(
-        "recovery",
+        "repair",
         "repairs of the same removal at equal text",
         "--data DATA --plans OUT/quality --plan greedy-pairs-(default)-4.json --steps 4 --samples 8 "
-        "--recoveries none;refit --output OUT/recovery.json",
-        "recovery.json",
+        "--repairies none;refit --output OUT/repair.json",
+        "repair.json",
         ("perplexity",),
     ),
     Benchmark(
         "healing",
         "what a few updates heal",
-        "--data DATA --steps 8 --recoveries none,lora,partial --output OUT/healing.json",
+        "--data DATA --steps 8 --repairies none,lora,partial --output OUT/healing.json",
         "healing.json",
         ("WikiText-2 test: perplexity", "seconds"),
     ),

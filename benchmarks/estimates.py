@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from depthcut.estimate import estimate
 from depthcut.model.flops import measure_work
-from depthcut.model.memory import KEPT_BY_DEFAULT, Room, resident_bytes
 from depthcut.model.units import empty_model
-from depthcut.planning import find_plan
-from depthcut.recipe import Recipe
-from depthcut.session import Session, find_model, pose_problem
+from depthcut.preview.estimate import estimate
+from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes
+from depthcut.run.plan import find_plan
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model, pose_problem
 
 SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
         unit=options.unit,
         remove=options.remove,
         search=options.search,
-        recover="none",
+        repair="none",
         calibration_samples=options.samples,
         calibration_length=options.length,
         evaluation_samples=1,
@@ -53,7 +53,9 @@ def measure(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     problem = pose_problem(recipe, source)
     work = measure_work(empty_model(source.config, source.dtype), source.architecture)
     gguf_bytes = (source.folder / source.gguf_file).stat().st_size if source.gguf_file else 0
-    expected = estimate(recipe, problem, work, Room(KEPT_BY_DEFAULT, None), gguf_bytes=gguf_bytes)
+    expected = estimate(
+        recipe, problem, work, Room(KEPT_BY_DEFAULT, None), weight_bytes=source.weight_bytes, gguf_bytes=gguf_bytes
+    )
     stages = [phase for phase in expected.phases if phase.name != "evaluate"]
     session = Session.prepare(recipe, source)
     program = resident_bytes()

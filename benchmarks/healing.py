@@ -3,7 +3,7 @@
     python benchmarks/healing.py --data DIR
 
 Removed are the --blocks of least Block Influence. All train on the same first 1024 x 128 tokens of the C4 sample, with
-the defaults of each recovery but for the number and size of updates; measured in float32 on C4 that none of them saw
+the defaults of each repair but for the number and size of updates; measured in float32 on C4 that none of them saw
 and on the first 32 x 512 tokens of WikiText-2 test, its rows joined by the end token.
 """
 
@@ -16,7 +16,7 @@ from depthcut.calibration import parse_source, sample_text
 from depthcut.evaluation.language import compare_language
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.recovery import Damage, parse_recovery
+from depthcut.repair import Damage, parse_repairs
 from depthcut.surgery import apply
 
 NUM_TRAINING, LENGTH = 1024, 128
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", type=Path, required=True, help="folder with the C4 sample and WikiText-2")
     parser.add_argument("--blocks", default="12,13,14,15,16,17,25,26")
-    parser.add_argument("--recoveries", default="none,lora,partial,distill")
+    parser.add_argument("--repairies", default="none,lora,partial,distill")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("out/healing.json"))
@@ -51,11 +51,11 @@ def main() -> None:
     pruned = apply(dense.model, source.architecture, removed)
     damage = Damage(dense, removed, train, texts["C4, unseen"], 2**30, batch_size=options.batch_size)
     table: dict[str, dict[str, float]] = {}
-    for name in options.recoveries.split(","):
+    for name in options.repairs.split(","):
         began, model = time.perf_counter(), pruned
         if name != "none":
-            ((_, recovery),) = parse_recovery(f"{name},steps={options.steps},batch_size={options.batch_size}")
-            model = recovery.repair(damage, pruned).model
+            ((_, repair),) = parse_repairs(f"{name},steps={options.steps},batch_size={options.batch_size}")
+            model = repair.repair(damage, pruned).model
         table[name] = {"seconds": round(time.perf_counter() - began, 1)}
         for text, samples in texts.items():
             for found in compare_language(dense, {name: DecoderStream(model, source.architecture)}, samples):

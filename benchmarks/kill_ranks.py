@@ -26,7 +26,7 @@ RESTARTS = 1000
 
 def options_of(model: str, options: argparse.Namespace) -> list[str]:
     size = f"--calibration-samples {options.samples} --calibration-length {options.length} --seed 0"
-    small = "--evaluation-samples 1 --evaluation-length 64 --no-speed --recover none --device cpu"
+    small = "--evaluation-samples 1 --evaluation-length 64 --no-speed --repair none --device cpu"
     return f"prune {model} --unit sublayer --remove {options.remove} {size} {small}".split()
 
 

@@ -20,9 +20,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from depthcut.model.load import resolve
 
 RUNS = {
-    "ShortGPT, 25 %": ["--method", "shortgpt", "--remove", "25%", "--recover", "none"],
-    "greedy over blocks, 2": ["--unit", "block", "--search", "exhaustive", "--remove", "2", "--recover", "none"],
-    "ShortGPT, 25 %, refit": ["--method", "shortgpt", "--remove", "25%", "--recover", "refit"],
+    "ShortGPT, 25 %": ["--method", "shortgpt", "--remove", "25%", "--repair", "none"],
+    "greedy over blocks, 2": ["--unit", "block", "--search", "exhaustive", "--remove", "2", "--repair", "none"],
+    "ShortGPT, 25 %, refit": ["--method", "shortgpt", "--remove", "25%", "--repair", "refit"],
 }
 MEASURED = """
 import re, resource

@@ -11,10 +11,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from depthcut.estimate import Estimate, Phase
-from depthcut.model.device_profiles import find_profile
-from depthcut.preview import Preview, preview
-from depthcut.recipe import Recipe
+from depthcut.preview.device_profiles import find_profile
+from depthcut.preview.dry_run import Preview, preview
+from depthcut.preview.estimate import Estimate, Phase
+from depthcut.run.recipe import Recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
@@ -59,7 +59,7 @@ def recipe(folder: str, strategy: str) -> Recipe:
         unit="sublayer",
         remove="30%",
         search=strategy,
-        recover="none",
+        repair="none",
         calibration_samples=SEQUENCES,
         calibration_length=LENGTH,
     )

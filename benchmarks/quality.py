@@ -15,18 +15,17 @@ from pathlib import Path
 
 import torch
 
+from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import parse_source, sample_text
 from depthcut.evaluation.language import compare_language
-from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
-from depthcut.journal import Journal
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.recipe import Recipe
-from depthcut.recovery.in_search import RepairedAblation
+from depthcut.process.journal import Journal
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import pose_problem
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import SEARCHES, Budget, Problem
-from depthcut.session import pose_problem
 from depthcut.surgery import apply
 from depthcut.types import ScoreTable, Step, Unit
 
@@ -39,10 +38,8 @@ METHODS = {
     "greedy blocks": ("block", Greedy),
     "greedy pairs (default)": ("pair", Greedy),
     "greedy pairs with 4 x the exchanges": ("pair", lambda: Greedy(effort=0.32)),
-    "greedy pairs judged after repair": ("pair", Greedy),
     "greedy sublayers at cost": ("sublayer", Greedy),
 }
-AFTER_REPAIR = {"greedy pairs judged after repair"}
 
 
 def main() -> None:
@@ -121,11 +118,9 @@ def find(name, count, largest, source, stream, calibration, folder) -> tuple[Uni
             )
             problem = replace(problem, budget=target, scores=table)
         else:
-            repaired = {"search_recover": True} if name in AFTER_REPAIR else {}
-            settings = {"objective": search.objective, "dtype": str(stream.model.dtype), **repaired}
-            journal = Journal(folder / f"journal-{'-'.join([search.objective, *repaired])}.jsonl", settings)
-            evaluates = RepairedAblation if repaired else Ablation
-            ablation = evaluates(stream, calibration, search.objective, journal=journal)
+            settings = {"objective": search.objective, "dtype": str(stream.model.dtype)}
+            journal = Journal(folder / f"journal-{search.objective}.jsonl", settings)
+            ablation = Ablation(stream, calibration, search.objective, journal=journal)
             # A count-driven sublayer search (FinerCut) knows no sizes: it goes on until the parameters are gone.
             posed = replace(problem, budget=target, ablation=ablation)
             problem = Unpriced(**vars_of(posed)) if unit == "sublayer-count" else posed

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import parse_source, sample_text
-from depthcut.importance.ablation import Ablation
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes

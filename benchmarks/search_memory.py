@@ -10,8 +10,8 @@ import json
 import resource
 from pathlib import Path
 
+from depthcut.ablation.ablation import DEFAULT_MEMORY_BUDGET, Ablation
 from depthcut.calibration import parse_source, sample_text
-from depthcut.importance.ablation import DEFAULT_MEMORY_BUDGET, Ablation
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes

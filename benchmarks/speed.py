@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.evaluation.engines import ENGINES, compare_engine_speed, find_interpreter
 from depthcut.export import EXPORTS
-from depthcut.export.gguf.container import read_file
 from depthcut.export.gguf.copy import plan_copy
+from depthcut.gguf.container import read_file
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.sublayers import is_marked
 from depthcut.surgery import apply

@@ -110,11 +110,11 @@ def prune_error(error, llama, tmp_path):
         (["--device", "gpu"], "there is no device 'gpu' here; use auto, cpu"),
         (["--revision", "main"], "is no model of the hub and has no revision 'main'"),
         (
-            ["--recover", "lora"],
+            ["--repair", "lora"],
             "lora would train on 80000 sequences and its text has 8, so it would learn them by heart; give "
-            "--recover-samples 10000 or more, or train less: lora,steps=...",
+            "--repair-samples 10000 or more, or train less: lora,steps=...",
         ),
-        (["--recover", "magic"], "unknown recovery 'magic'; known: "),
+        (["--repair", "magic"], "unknown repair 'magic'; known: "),
         (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1"),
         (["--calibration-samples", "0"], "calibration_samples: Input should be greater than or equal to 1"),
         (["--calibration-length", "65"], "longer than the model's context of 64; give --calibration-length 64 or less"),

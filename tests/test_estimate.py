@@ -12,18 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from depthcut import cli
-from depthcut.estimate import estimate
-from depthcut.importance.ablation import Ablation
+from depthcut.ablation.ablation import Ablation
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
-from depthcut.model.device_profiles import PUBLISHED, UTILISATION, find_profile, measure_here
 from depthcut.model.flops import measure_work
 from depthcut.model.load import ModelSource
-from depthcut.model.memory import Room
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
-from depthcut.preview import preview
-from depthcut.recipe import Recipe
+from depthcut.preview.device_profiles import PUBLISHED, UTILISATION, find_profile, measure_here
+from depthcut.preview.dry_run import preview
+from depthcut.preview.estimate import estimate
+from depthcut.process.memory import Room
+from depthcut.run.recipe import Recipe
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
 from depthcut.types import InputError
@@ -69,7 +69,7 @@ def recipe(**changes):
         "model": "any",
         "unit": "sublayer",
         "remove": "3",
-        "recover": "none",
+        "repair": "none",
         "calibration_samples": SAMPLES,
         "calibration_length": LENGTH,
         "evaluation_samples": 2,
@@ -100,7 +100,11 @@ def test_scoring_and_search_take_the_operations_that_were_estimated(family):
         ablation = Ablation(stream, text, "kl")
         Greedy(strategy="exhaustive", swap=False).path(posed(stream, ablation))
     expected = estimate(
-        recipe(search="exhaustive", swap=False), posed(stream), measure_work(model, stream.architecture), ROOM
+        recipe(search="exhaustive", swap=False),
+        posed(stream),
+        measure_work(model, stream.architecture),
+        ROOM,
+        weight_bytes=posed(stream).sizes.parameters * 4,
     )
     phases = {phase.name: phase for phase in expected.phases}
     assert phases["score"].flops + phases["search"].flops == pytest.approx(counter.get_total_flops(), rel=0.1)
@@ -162,14 +166,20 @@ def test_the_stages_are_those_of_the_recipe(configuration):
         return [phase.name for phase in found.estimate.phases]
 
     assert stages() == ["load", "score", "search", "evaluate"]
-    assert stages(recover=None) == ["load", "score", "search", "repair", "evaluate"]
+    assert stages(repair=None) == ["load", "score", "search", "repair", "evaluate"]
     assert stages(method="shortgpt", unit="block") == ["load", "score", "evaluate"]
 
 
 def test_hours_follow_from_operations_bytes_and_devices():
     model = tiny.model()
     stream = DecoderStream(model, find_architecture(model.config))
-    expected = estimate(recipe(), posed(stream), measure_work(model, stream.architecture), ROOM)
+    expected = estimate(
+        recipe(),
+        posed(stream),
+        measure_work(model, stream.architecture),
+        ROOM,
+        weight_bytes=posed(stream).sizes.parameters * 4,
+    )
     search = next(phase for phase in expected.phases if phase.name == "search")
     device = find_profile("h100", torch.bfloat16, 32, 48)
     assert device.flops_per_second == UTILISATION * PUBLISHED["h100"].half * 1e12
@@ -192,7 +202,9 @@ def test_memory_follows_what_a_search_keeps():
     kept += sum(tensor.nbytes for batch in ablation._batches.values() for part in batch.references for tensor in part)
     kept += sum(2 * batch.dense_final.nbytes for batch in ablation._batches.values())
     options = recipe(search="exhaustive")
-    search = next(phase for phase in estimate(options, posed(stream), work, ROOM).phases if phase.name == "search")
+    search = next(
+        phase for phase in estimate(options, posed(stream), work, ROOM, weight_bytes=0).phases if phase.name == "search"
+    )
     logits = 32 * tiny.VOCABULARY * 4 + 4 * 32 * tiny.VOCABULARY * 4
     assert search.working_bytes - logits == pytest.approx(kept, rel=0.05)
 

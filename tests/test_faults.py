@@ -18,16 +18,18 @@ import torch
 
 import depthcut
 import tiny
-from depthcut import cli, pipeline, planning
+from depthcut import cli
+from depthcut.ablation.ablation import Ablation
 from depthcut.export import hf
-from depthcut.faults import is_out_of_memory, is_out_of_space
-from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
-from depthcut.journal import Journal
 from depthcut.model.architectures import find_architecture
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
+from depthcut.process.faults import is_out_of_memory, is_out_of_space
+from depthcut.process.journal import Journal
+from depthcut.run import plan as planning
+from depthcut.run import prune as pipeline
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
 from depthcut.types import InputError, ResourceError, Unit
@@ -35,7 +37,7 @@ from depthcut.types import InputError, ResourceError, Unit
 OPTIONS = {
     "unit": "block",
     "remove": "2",
-    "recover": "none",
+    "repair": "none",
     "calibration_samples": 4,
     "calibration_length": 16,
     "evaluation_samples": 2,

@@ -13,16 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthcut
 import tiny
-from depthcut import cli, pipeline, planning
+from depthcut import cli
 from depthcut.export import VerificationError, hf
 from depthcut.importance.static import METRICS
 from depthcut.model.load import ModelSource
-from depthcut.preview import preview as look_ahead
-from depthcut.recipe import Recipe
-from depthcut.recovery.in_search import RepairedAblation
-from depthcut.recovery.refit import Refit
+from depthcut.preview.dry_run import preview as look_ahead
+from depthcut.repair.refit import Refit
+from depthcut.run import plan as planning
+from depthcut.run import prune as pipeline
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model
 from depthcut.search.problem import SEARCHES
-from depthcut.session import Session, find_model
 from depthcut.types import InputError, Latency, Plan, ScoreTable, read_measurements, read_repairs
 
 FAMILIES = ("llama", "gemma3_text", "gpt2", "qwen2")
@@ -293,28 +294,10 @@ def test_a_budget_is_met_and_not_by_more_than_a_step(models, budget, name):
 def test_a_latency_budget_is_met_by_what_was_measured(models, monkeypatch, method):
     measured = Latency(token_seconds=1.0, unit_seconds={"attn": 0.02, "ffn": 0.1})
     monkeypatch.setattr(planning, "measure_latency", lambda *_: measured)
-    options = OPTIONS | {"remove": None, "budget": "latency=0.7", "method": method, "recover": "none"}
+    options = OPTIONS | {"remove": None, "budget": "latency=0.7", "method": method, "repair": "none"}
     removed = depthcut.prune(str(models["llama"]), **options).plan.removed
     saved = sum(measured.unit_seconds[unit.kind] for unit in removed)
     assert 0.3 <= saved < 0.3 + 0.12
-
-
-def test_a_search_that_repairs_what_it_tries_is_resumed_and_kept_apart(models, tmp_path, monkeypatch):
-    options = OPTIONS | {"method": "greedy", "unit": "pair", "calibration_samples": 8, "recover": "none"}
-    plain = depthcut.prune(str(models["llama"]), **options).plan
-    options |= {"search_recover": True}
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "repair", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            depthcut.prune(str(models["llama"]), output=tmp_path / "out", **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(RepairedAblation, "_repair", lambda *_: pytest.fail("a set was evaluated again"))
-        patch.setattr(RepairedAblation, "rebase", lambda *_: None)
-        repaired = depthcut.prune(str(models["llama"]), output=tmp_path / "out", resume=True, **options).plan
-    assert [step.objective for step in repaired.steps] != [step.objective for step in plain.steps]
-    assert all(new.objective <= old.objective for new, old in zip(repaired.steps, plain.steps, strict=True))
-    with pytest.raises(InputError, match="method 'shortgpt' does not look at the output"):
-        depthcut.prune(str(models["llama"]), **(options | {"method": "shortgpt"}))
 
 
 def test_the_model_can_write_its_own_calibration_text(models, tmp_path):
@@ -354,12 +337,12 @@ def test_other_methods_are_measured_beside_at_equal_parameters(models, capsys):
 # Plans found before
 
 
-REPAIRED = OPTIONS | {"remove": "1", "recover": "refit", "recover_samples": 64, "calibration_samples": 2}
+REPAIRED = OPTIONS | {"remove": "1", "repair": "refit", "repair_samples": 64, "calibration_samples": 2}
 
 
 def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(models, tmp_path, command):
     result = depthcut.prune(str(models["qwen2"]), output=tmp_path / "out", protect=[str(IDENTITY)], **REPAIRED)
-    (record,) = read_repairs(tmp_path / "out" / "recovery.json")
+    (record,) = read_repairs(tmp_path / "out" / "repair.json")
     assert record == result.repairs[0]
     assert record.kept and record.after < record.before
     assert (record.text.num_samples, record.held_out.num_samples) == (60, 4)
@@ -367,7 +350,7 @@ def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(mo
     unrepaired = depthcut.apply(
         str(models["qwen2"]), tmp_path / "out" / "plan.json", output=tmp_path / "plain", speed=False, **TEXTS
     )
-    assert unrepaired.repairs == () and not (tmp_path / "plain" / "recovery.json").exists()
+    assert unrepaired.repairs == () and not (tmp_path / "plain" / "repair.json").exists()
     values = {(row.name, row.model): row.value for row in result.measurements}
     plain = {(row.name, row.model): row.value for row in unrepaired.measurements}
     assert plain["parameters", "pruned"] == values["parameters", "pruned"]
@@ -379,16 +362,16 @@ def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(mo
 
 def test_a_search_is_followed_by_refit_and_a_ranking_by_nothing(models):
     build = functools.partial(Recipe.build, model=str(models["llama"]), remove="1")
-    assert [name for name, _ in build().recoveries] == ["refit"]
-    assert build(method="shortgpt").recoveries == []
-    assert build(recover="none").recoveries == []
+    assert [name for name, _ in build().repairs] == ["refit"]
+    assert build(method="shortgpt").repairs == []
+    assert build(repair="none").repairs == []
 
 
 def test_what_measures_is_never_what_a_repair_saw(models):
     recipe = Recipe.build(model=str(models["llama"]), **REPAIRED)
     session = Session.prepare(recipe, find_model(recipe))
-    assert not session.recovery.document_digests & session.evaluation.document_digests
-    assert len(session.recovery.input_ids) == 64
+    assert not session.repair_text.document_digests & session.evaluation.document_digests
+    assert len(session.repair_text.input_ids) == 64
 
 
 def test_an_interrupted_repair_leaves_nothing_and_is_made_again(models, tmp_path, monkeypatch):
@@ -407,7 +390,7 @@ def test_an_interrupted_repair_leaves_nothing_and_is_made_again(models, tmp_path
 
 
 def test_an_emulated_model_goes_only_where_its_modules_can_go(models, tmp_path):
-    options = REPAIRED | {"recover": "low-rank,rank=2", "protect": [str(IDENTITY)]}
+    options = REPAIRED | {"repair": "low-rank,rank=2", "protect": [str(IDENTITY)]}
     assert depthcut.prune(str(models["llama"]), output=tmp_path / "out", **options).repairs[0].kept
     for form in ("gguf", "nemotron-nas", "zeroed"):
         with pytest.raises(InputError, match=f"the form {form} cannot hold this model: .* was replaced with a module"):

@@ -144,7 +144,7 @@ class TestSmolLM2:
 
     def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self):
         require("smollm2")
-        options = SHORT | {"recover": "refit", "recover_samples": 48}
+        options = SHORT | {"repair": "refit", "repair_samples": 48}
         require_repaired(depthcut.prune("smollm2", remove="25%", method="shortgpt", **options), share_left=0.8)
 
 
@@ -153,7 +153,7 @@ class TestGemma3:
     def result(self, tmp_path_factory):
         require("gemma3-270m")
         output = tmp_path_factory.mktemp("gemma3") / "out"
-        options = SHORT | {"recover": "refit", "recover_samples": 24}
+        options = SHORT | {"repair": "refit", "repair_samples": 24}
         return depthcut.prune("gemma3-270m", remove=4, method="shortgpt", unit="block", output=output, **options)
 
     def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self, result):

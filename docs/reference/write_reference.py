@@ -74,13 +74,13 @@ def _default(option: Any) -> str:
 
 def names() -> str:
     """Everything that is chosen by name, as `depthcut ls` lists it, as Markdown."""
+    from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
     from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
     from depthcut.model.files import PACKAGED_MODELS
-    from depthcut.objectives import OBJECTIVES, TASK_OBJECTIVES
     from depthcut.recipes import packaged_recipes
-    from depthcut.recovery import RECOVERIES
+    from depthcut.repair import REPAIRS
     from depthcut.search.problem import SEARCHES
 
     metrics = [(f"`{BLOCK_INFLUENCE}`", METRICS["cosine"] + ", for blocks")]
@@ -90,7 +90,7 @@ def names() -> str:
         "Methods: `--method`": (("name", "what it does", "source"), _registered(SEARCHES)),
         "Metrics: `--metric`": (("name", "definition"), metrics),
         "Objectives: `--objective`": (("name", "unit of measure"), objectives),
-        "Repairs: `--recover`": (("name", "what it does", "source"), _registered(RECOVERIES)),
+        "Repairs: `--repair`": (("name", "what it does", "source"), _registered(REPAIRS)),
         "Forms: `--to`, `--export`": (("name", "what is written", "source"), _registered(EXPORTS)),
         "Texts: SOURCE": (("name", "text"), [(f"`{name}`", part.summary) for name, part in BUILT_IN.items()]),
         "Recipes: `depthcut run NAME`": (

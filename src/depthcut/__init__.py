@@ -12,25 +12,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from depthcut.api import apply, prune, score
     from depthcut.model.bypass import bypass
     from depthcut.model.load import resolve
     from depthcut.model.stream import DecoderStream
-    from depthcut.pipeline import Result
-    from depthcut.recipe import Recipe
+    from depthcut.run.api import apply, prune, score
+    from depthcut.run.prune import Result
+    from depthcut.run.recipe import Recipe
     from depthcut.types import InputError, Measurement, Plan, Scores, ScoreTable, Unit
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "apply": "depthcut.api",
-    "prune": "depthcut.api",
-    "score": "depthcut.api",
+    "apply": "depthcut.run.api",
+    "prune": "depthcut.run.api",
+    "score": "depthcut.run.api",
     "bypass": "depthcut.model.bypass",
     "resolve": "depthcut.model.load",
     "DecoderStream": "depthcut.model.stream",
-    "Result": "depthcut.pipeline",
-    "Recipe": "depthcut.recipe",
+    "Result": "depthcut.run.prune",
+    "Recipe": "depthcut.run.recipe",
     "InputError": "depthcut.types",
     "Measurement": "depthcut.types",
     "Plan": "depthcut.types",

@@ -90,7 +90,7 @@ def main() -> None:
             _tell("interrupted; the same command with --resume goes on" if _is_resumable() else "interrupted")
         raise
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
-        from depthcut.faults import resource_error
+        from depthcut.process.faults import resource_error
 
         lacking = resource_error(error)
         if lacking is None:
@@ -117,7 +117,7 @@ def _is_resumable() -> bool:
 def _tell(sentence: str) -> None:
     """Prints what ends the process, unless another rank has told."""
     if is_rank():
-        from depthcut.distributed import tells
+        from depthcut.process.ranks import tells
 
         if not tells():
             return

@@ -321,7 +321,7 @@ class Plan(Record):
 
 
 class Repair(Record):
-    """What a recovery did: one of the list in `recovery.json`.
+    """What a repair did: one of the list in `repair.json`.
 
     Attributes:
         settings: its hyper-parameters.
@@ -392,12 +392,12 @@ def read_measurements(path: Path) -> list[Measurement]:
 
 
 def write_repairs(repairs: list[Repair], path: Path) -> None:
-    """Writes `recovery.json`: a JSON list of what each repair did."""
+    """Writes `repair.json`: a JSON list of what each repair did."""
     _write_list(repairs, path)
 
 
 def read_repairs(path: Path) -> list[Repair]:
-    """Reads `recovery.json`. Raises InputError when the file is missing or holds something else."""
+    """Reads `repair.json`. Raises InputError when the file is missing or holds something else."""
     return _read_list(TypeAdapter(list[Repair]), path, "repairs")
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import tiny
-from depthcut import pipeline
+from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import check_questions, parse_source, sample_questions
 from depthcut.calibration.packing import opening_ids
-from depthcut.importance.ablation import Ablation
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.stream import DecoderStream
-from depthcut.recipe import Recipe
+from depthcut.run import prune as pipeline
+from depthcut.run.recipe import Recipe
 from depthcut.types import InputError, Unit
 
 ROWS = [

@@ -15,15 +15,15 @@ from typer.exceptions import TyperException
 
 import tiny
 from depthcut import cli
+from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.calibration import documents
 from depthcut.evaluation import generation
 from depthcut.export import EXPORTS, hf, nemotron_nas
 from depthcut.model import load
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.files import PACKAGED_MODELS
-from depthcut.objectives import OBJECTIVES
-from depthcut.recipe import Recipe
-from depthcut.recovery import RECOVERIES
+from depthcut.repair import REPAIRS
+from depthcut.run.recipe import Recipe
 from depthcut.search.problem import SEARCHES
 
 AT_MOST = {
@@ -31,7 +31,7 @@ AT_MOST = {
     "calibration_length": 32,
     "evaluation_samples": 2,
     "evaluation_length": 32,
-    "recover_samples": 8,
+    "repair_samples": 8,
 }
 STAND_INS = {"meta-llama/Llama-3.2-1B": "llama", "Qwen/Qwen2.5-0.5B-Instruct": "qwen2"}
 """Hub models for which a random one of the same family stands, under the same name, in the page's folder."""
@@ -42,9 +42,9 @@ RUN_ELSEWHERE = {
     "--push-to-hub": "tests/export/test_push.py",
     "--show-completion": "tests/docs/test_install.py",
     "--install-completion": "tests/docs/test_install.py",
-    "lora": "tests/recovery/test_healing.py",
-    "qlora": "tests/recovery/test_healing_real.py",
-    "distill": "tests/recovery/test_healing.py",
+    "lora": "tests/repair/test_healing.py",
+    "qlora": "tests/repair/test_healing_real.py",
+    "distill": "tests/repair/test_healing.py",
 }
 """Options and repairs that need a network, an engine or minutes, and the test that runs them."""
 PROGRAMS = {"vllm": "test-vllm", "llama-cli": "test", "llama-server": "test", "git": "test", "torchrun": "test"}
@@ -178,7 +178,7 @@ def reader(models, tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.jsonl").write_text(
         "".join(f'{{"body": "{row}"}}\n' for row in random_rows("notes", split="train"))
     )
-    for registry in (SEARCHES, RECOVERIES, EXPORTS):
+    for registry in (SEARCHES, REPAIRS, EXPORTS):
         list(registry)  # what its folder has is registered before, and stays
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     tables = [(table, set(table)) for table in (OBJECTIVES, FAMILIES)]

@@ -9,17 +9,17 @@ import re
 import pytest
 
 import depthcut
+from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
 from depthcut.export import EXPORTS
-from depthcut.objectives import OBJECTIVES, TASK_OBJECTIVES
-from depthcut.recipe import Recipe
-from depthcut.recovery import RECOVERIES
+from depthcut.repair import REPAIRS
+from depthcut.run.recipe import Recipe
 from depthcut.search.problem import SEARCHES
 
 COMMANDS = ("apply", "bypass", "prune", "resolve", "score")
 CLASSES = [name for name in depthcut.__all__ if inspect.isclass(getattr(depthcut, name))]
 METHODS = [
     pytest.param(entry, id=f"{registry.kind} {entry.name}")
-    for registry in (SEARCHES, RECOVERIES, EXPORTS)
+    for registry in (SEARCHES, REPAIRS, EXPORTS)
     for entry in registry
 ]
 

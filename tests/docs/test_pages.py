@@ -7,7 +7,7 @@ import pytest
 from code_blocks import DOCS, ROOT
 
 from depthcut.evaluation.engines import ENGINES
-from depthcut.recipe import Recipe
+from depthcut.run.recipe import Recipe
 from depthcut.search.problem import SEARCHES
 
 MEASURED = [ROOT / "README.md", *(DOCS / name for name in ("methods.md", "studies.md", "evaluation.md"))]

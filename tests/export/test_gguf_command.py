@@ -9,14 +9,14 @@ from test_gguf_copy import make_plan, rewritten
 
 import tiny
 from depthcut import cli
-from depthcut.apply_gguf import apply_to_gguf
 from depthcut.export import VerificationError, hf
 from depthcut.export.gguf import Gguf, engine
-from depthcut.export.gguf.container import Value, read_file
 from depthcut.export.gguf.write import PROBE_TEXT_KEY, source_tokenizer_keys
+from depthcut.gguf.container import Value, read_file
 from depthcut.model.load import resolve
+from depthcut.run.apply_gguf import apply_to_gguf
 
-PRUNE = ["--method", "shortgpt", "--unit", "block", "--remove", "1", "--no-speed", "--recover", "none"]
+PRUNE = ["--method", "shortgpt", "--unit", "block", "--remove", "1", "--no-speed", "--repair", "none"]
 PRUNE += ["--calibration-samples", "2", "--calibration-length", "16"]
 PRUNE += ["--evaluation-samples", "2", "--evaluation-length", "16"]
 

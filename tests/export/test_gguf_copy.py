@@ -10,13 +10,13 @@ from gguf_models import SPECIAL, SUBLAYERS, form
 
 import tiny
 from depthcut import cli
-from depthcut.apply_gguf import apply_to_gguf
 from depthcut.export import VerificationError
 from depthcut.export.gguf import engine
-from depthcut.export.gguf.container import Tensor, Value, read_file, write_file
 from depthcut.export.gguf.copy import Copy, plan_copy
+from depthcut.gguf.container import Tensor, Value, read_file, write_file
 from depthcut.model.architectures import find_architecture
 from depthcut.model.files import file_digest
+from depthcut.run.apply_gguf import apply_to_gguf
 from depthcut.surgery import apply
 from depthcut.types import InputError, Plan, Provenance, Step, Unit, read_measurements
 

@@ -12,8 +12,8 @@ from gguf_models import LLAMA3, REGULAR, WHOLE, form, make
 import tiny
 from depthcut.export import VerificationError
 from depthcut.export.gguf import convert, engine, layout, tokenizer, verify, write
-from depthcut.export.gguf.container import Value, read_file
 from depthcut.export.gguf.copy import plan_copy
+from depthcut.gguf.container import Value, read_file
 from depthcut.model.files import PACKAGED_MODELS, file_digest, find_gguf
 from depthcut.model.load import resolve
 from depthcut.surgery import apply

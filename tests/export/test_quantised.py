@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 import tiny
-from depthcut import pipeline
 from depthcut.export import EXPORTS, VerificationError, hf
 from depthcut.export.quantised import quantise
 from depthcut.model.architectures import find_architecture
 from depthcut.model.load import resolve
 from depthcut.model.quantisation import num_elements, quantisation
 from depthcut.model.units import measure_sizes, sizes_from_config
-from depthcut.recipe import Recipe
+from depthcut.run import prune as pipeline
+from depthcut.run.recipe import Recipe
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
@@ -222,12 +222,12 @@ def test_repairs_refuse_before_weights_load(name, tmp_path, monkeypatch):
     directory = save_quantised("int8", tmp_path / "dense")
     monkeypatch.setattr("depthcut.model.load.ModelSource.load_model", lambda *_: pytest.fail("weights were read"))
     expected = (
-        f"the recovery {name} makes weights anew and cannot write them into int8 ones; repair the model before it is "
-        f"quantised: prune the unquantised one with --recover {name}, then depthcut export --to nf4 or int8, or prune "
-        "this one with --recover none"
+        f"the repair {name} makes weights anew and cannot write them into int8 ones; repair the model before it is "
+        f"quantised: prune the unquantised one with --repair {name}, then depthcut export --to nf4 or int8, or prune "
+        "this one with --repair none"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
-        pipeline.prune(recipe(directory, recover=name), tmp_path / "out")
+        pipeline.prune(recipe(directory, repair=name), tmp_path / "out")
 
 
 def test_a_missing_package_is_named_with_its_installation(tmp_path, monkeypatch):

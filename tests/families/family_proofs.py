@@ -18,8 +18,8 @@ from depthcut.model.bypass import bypass
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
-from depthcut.recovery import Damage, recover
-from depthcut.recovery.refit import Refit
+from depthcut.repair import Damage, repair_and_judge
+from depthcut.repair.refit import Refit
 from depthcut.surgery import apply
 from depthcut.types import InputError
 
@@ -128,7 +128,7 @@ def _prove_refit(case: str) -> str:
     damage = Damage(stream, removed, tiny.samples(64, 16), tiny.samples(16, 16, seed=5), 2**30, batch_size=64)
     pruned = apply(model, architecture, removed)
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
-    repaired, record = recover("refit", Refit(ridges=(0.1, 1.0)), damage, pruned)
+    repaired, record = repair_and_judge("refit", Refit(ridges=(0.1, 1.0)), damage, pruned)
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
     assert repaired.config.to_dict() == pruned.config.to_dict()
     after = repaired.state_dict()

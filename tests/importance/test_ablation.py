@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import tiny
-from depthcut.importance.ablation import Ablation
-from depthcut.journal import Journal
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.stream import DecoderStream
-from depthcut.objectives import OBJECTIVES
+from depthcut.process.journal import Journal
 from depthcut.types import InputError, Unit
 
 

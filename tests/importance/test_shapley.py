@@ -9,13 +9,13 @@ import shapiq
 import torch
 
 import tiny
-from depthcut.importance.ablation import Ablation
+from depthcut.ablation.ablation import Ablation
 from depthcut.importance.shapley import _rises as rises
 from depthcut.importance.shapley import _walk as walk
 from depthcut.importance.shapley import leave_one_out, permutation, random_subsets, value_of, values_of_batches
-from depthcut.journal import Journal
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
+from depthcut.process.journal import Journal
 from depthcut.types import InputError, Unit
 
 NO_OP = Unit(1, "ffn")

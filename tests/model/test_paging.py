@@ -10,19 +10,19 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from depthcut.ablation.ablation import Ablation
 from depthcut.evaluation.language import compare_language
 from depthcut.export import VerificationError
 from depthcut.export.hf import verify_directory, write_directory, write_model
-from depthcut.importance.ablation import Ablation
 from depthcut.importance.static import static_scores
 from depthcut.model.load import resolve
-from depthcut.model.memory import resident_bytes, share_out
 from depthcut.model.paging import Pager, pager_of
 from depthcut.model.stream import DecoderStream
-from depthcut.recipe import Recipe
-from depthcut.recovery import Damage, recover
-from depthcut.recovery.refit import Refit
-from depthcut.session import Session
+from depthcut.process.memory import resident_bytes, share_out
+from depthcut.repair import Damage, repair_and_judge
+from depthcut.repair.refit import Refit
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
@@ -118,7 +118,7 @@ def test_refit_gives_the_same_weights_and_keeps_them_in_files(tmp_path):
     repaired = []
     for stream in both(tiny.save(tmp_path / "model")):
         damage = Damage(stream, PAIRS, tiny.samples(16, 24), tiny.samples(6, 24, seed=5), 2**30)
-        model, record = recover("refit", Refit(), damage, apply(stream.model, stream.architecture, PAIRS))
+        model, record = repair_and_judge("refit", Refit(), damage, apply(stream.model, stream.architecture, PAIRS))
         repaired.append((model, record))
     (in_memory, record), (paged, other) = repaired
     assert record == other and record.kept
@@ -178,9 +178,9 @@ BUDGET = 720 * 2**20
 RUN = """
 import re, resource
 from pathlib import Path
-import depthcut.pipeline
+import depthcut.run.prune
 from depthcut.cli import main
-from depthcut.model.memory import resident_bytes
+from depthcut.process.memory import resident_bytes
 print(resident_bytes())
 try:
     main()
@@ -218,7 +218,7 @@ def large(tmp_path_factory):
 def test_a_whole_run_stays_within_its_budget(large, tmp_path, options):
     output = tmp_path / "out"
     command = ["prune", str(large), "-o", str(output), "--remove", "1", "--memory-budget", f"{BUDGET // 2**20}MiB"]
-    command += ["--recover", "none"]
+    command += ["--repair", "none"]
     text = ["--calibration-samples", "4", "--calibration-length", "48", "--evaluation-samples", "2"]
     given = [*command, *text, "--evaluation-length", "48", *options]
     child = subprocess.run([sys.executable, "-c", RUN, *given], capture_output=True, text=True, check=False)
@@ -240,7 +240,7 @@ def test_a_budget_is_shared_out():
 
 def test_what_cannot_be_trained_out_of_files_is_said_before_weights_are_read(large):
     recipe = Recipe.build(
-        model=str(large), remove="2", recover="lora,steps=2", memory_budget=f"{resident_bytes() + BUDGET // 2}B"
+        model=str(large), remove="2", repair="lora,steps=2", memory_budget=f"{resident_bytes() + BUDGET // 2}B"
     )
     session = Session.prepare(recipe, resolve(str(large)))
     with pytest.raises(InputError, match="do not fit into the memory budget, so lora cannot train them"):

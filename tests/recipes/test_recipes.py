@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 import tiny
-from depthcut import cli, pipeline
+from depthcut import cli
 from depthcut.calibration import parse_source
 from depthcut.model.files import PACKAGED_MODELS
-from depthcut.recipe import Recipe
 from depthcut.recipes import check_recipe, find_recipe, load_recipe, packaged_recipes
+from depthcut.run import prune as pipeline
+from depthcut.run.recipe import Recipe
 from depthcut.studies.recipe import StudyRecipe
 from depthcut.types import InputError, Plan
 
@@ -64,7 +65,7 @@ def test_every_small_variant_needs_no_network(name):
     small = run_of(load_recipe(find_recipe(name), small=True))
     assert small.model in PACKAGED_MODELS
     assert small.tasks == ()
-    texts = [small.calibration, small.evaluation, *filter(None, [small.recover_text])]
+    texts = [small.calibration, small.evaluation, *filter(None, [small.repair_text])]
     assert {part.kind for text in texts for part in parse_source(text).parts} == {"stdlib"}
     assert small.calibration_samples * small.calibration_length <= 1024
     assert small.evaluation_samples * small.evaluation_length <= 1024
@@ -162,7 +163,7 @@ def test_a_study_in_a_file_is_the_study_of_the_command_line(write, model, comman
             {"study": "compare", "methods": ["uidl"], "ratios": ["much"]},
             "'much' is no share of the parameters; write one above 0% and below 100%",
         ),
-        ({"study": "sweep", "methods": ["uidl"], "remove": 2, "recover": ["magic"]}, "unknown recovery 'magic'"),
+        ({"study": "sweep", "methods": ["uidl"], "remove": 2, "repair": ["magic"]}, "unknown repair 'magic'"),
         ({"remove": 2, "small": "yes"}, "what stands under small: in the recipe"),
         ({"remove": 2, "small": {"remove": "much"}}, "'much' is no amount"),
         ({"remove": 2, "ratios": ["10%"]}, "the recipe is not valid: ratios: Extra inputs are not permitted"),
@@ -194,7 +195,7 @@ def test_validation_reaches_for_no_network(monkeypatch):
     def reach(*_):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("depthcut.recipe.check_source", reach)
+    monkeypatch.setattr("depthcut.run.recipe.check_source", reach)
     full = load_recipe(find_recipe("smallest-loss-at-25-percent"))
     full.check(offline=True)
     with pytest.raises(AssertionError, match="the hub was asked"):
@@ -203,9 +204,9 @@ def test_validation_reaches_for_no_network(monkeypatch):
 
 def test_a_metric_stands_for_ranking_by_it(model, tmp_path):
     recipe = Recipe(model=str(model), remove="1", unit="block", **TEXT)
-    options = recipe.model_dump(exclude={"method", "speed", "export", "generation", "compare", "search_recover"})
+    options = recipe.model_dump(exclude={"method", "speed", "export", "generation", "compare"})
     study = StudyRecipe.build(
-        {name: value for name, value in options.items() if name != "recover"}
+        {name: value for name, value in options.items() if name != "repair"}
         | {"study": "sweep", "methods": ["relative-l1", "kl"]}
     )
     study.run(tmp_path / "out")

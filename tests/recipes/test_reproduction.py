@@ -85,7 +85,7 @@ def test_every_table_and_list_is_kept_under_names_of_its_own():
         ],
     }
     assert results.flatten(study) == {"sweep / uidl / none / 2 / KL": 0.5, "sweep / uidl / none / 4 / KL": 0.7}
-    rows = [{"removed": 4, "recovery": "bias", "kept": True, "held-out KL": [0.4, 0.5]}]
+    rows = [{"removed": 4, "repair": "bias", "kept": True, "held-out KL": [0.4, 0.5]}]
     assert results.flatten(rows) == {
         "4 / bias / removed": 4.0,
         "4 / bias / held-out KL before": 0.4,

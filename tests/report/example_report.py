@@ -52,7 +52,7 @@ def renamed(run: Run, text: str) -> Run:
         command=text,
         software={text: text},
         generation=(GenerationSample(prompt=text, dense=text, pruned=text + text, setting=text),),
-        recipe=yaml.safe_dump({"recover": text}),
+        recipe=yaml.safe_dump({"repair": text}),
         name=text,
     )
 

@@ -22,7 +22,7 @@ def full_run():
         measurements=(*run.measurements, *make_tasks()),
         repairs=make_repairs(),
         generation=make_generation(),
-        recipe="recover: refit\n",
+        recipe="repair: refit\n",
     )
 
 
@@ -94,7 +94,7 @@ def test_the_slider_moves_map_numbers_curve_and_command_by_keyboard(opened, repo
     assert "blocks 13–15" in page.locator("#angular-readout").inner_text()
     assert page.locator("#steps-command").inner_text() == (
         "depthcut apply HuggingFaceTB/SmolLM2-135M plan.json -o OUT --revision "
-        "93efa2f097d58c2a74874c7e644dbc9b0cee75a2 --recover refit --recover-text lora --recover-samples 64 --steps 3"
+        "93efa2f097d58c2a74874c7e644dbc9b0cee75a2 --repair refit --repair-text lora --repair-samples 64 --steps 3"
     )
     page.keyboard.press("Home")
     assert removed_cells(page) == []

@@ -160,11 +160,9 @@ def test_the_command_of_another_cut_repairs_as_the_run_did(run):
         "depthcut apply HuggingFaceTB/SmolLM2-135M plan.json -o OUT --revision 93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
     )
     repaired = replace(run, repairs=make_repairs("some text"))
-    assert repaired.apply_command.endswith(
-        "--recover 'refit+some text' --recover-text 'some text' --recover-samples 64"
-    )
-    as_asked = replace(repaired, recipe="recover: refit+lora,rank=4\n")
-    assert "--recover refit+lora,rank=4 " in as_asked.apply_command
+    assert repaired.apply_command.endswith("--repair 'refit+some text' --repair-text 'some text' --repair-samples 64")
+    as_asked = replace(repaired, recipe="repair: refit+lora,rank=4\n")
+    assert "--repair refit+lora,rank=4 " in as_asked.apply_command
 
 
 def test_a_run_is_read_back_from_its_directory(tmp_path, run):
@@ -176,7 +174,7 @@ def test_a_run_is_read_back_from_its_directory(tmp_path, run):
     assert (plain.repairs, plain.generation, plain.recipe, plain.name) == ((), (), "", tmp_path.name)
     assert plain.command == f"depthcut apply HuggingFaceTB/SmolLM2-135M {tmp_path}/plan.json -o OUT"
 
-    write_repairs(list(make_repairs()), tmp_path / "recovery.json")
+    write_repairs(list(make_repairs()), tmp_path / "repair.json")
     write_generation(list(make_generation()), tmp_path / "generation.json")
     (tmp_path / "recipe.yaml").write_text("model: smollm2\n")
     full = Run.from_directory(tmp_path)

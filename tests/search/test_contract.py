@@ -3,7 +3,7 @@
 import pytest
 
 import tiny
-from depthcut.importance.ablation import Ablation
+from depthcut.ablation.ablation import Ablation
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream

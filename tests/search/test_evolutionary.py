@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from depthcut.importance.ablation import Ablation
+from depthcut.ablation.ablation import Ablation
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import sizes_from_config

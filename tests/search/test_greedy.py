@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import tiny
-from depthcut.importance.ablation import Ablation
-from depthcut.journal import Journal
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.objectives import KL
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.latency import measure_latency
 from depthcut.model.packing import is_dense, pack
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
-from depthcut.objectives import KL
+from depthcut.process.journal import Journal
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
 from depthcut.types import Latency, Unit

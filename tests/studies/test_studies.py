@@ -8,12 +8,12 @@ from example_study import IDENTITY, MEASURED, TEXT
 
 import depthcut
 import tiny
+from depthcut.ablation.ablation import Ablation
 from depthcut.evaluation.language import compare_language
-from depthcut.importance.ablation import Ablation
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.recipe import Recipe
-from depthcut.session import Session
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session
 from depthcut.studies import quality
 from depthcut.studies.importances import Importances
 from depthcut.studies.study import Study, Table
@@ -38,7 +38,7 @@ def swept(model, tmp_path_factory):
     output = tmp_path_factory.mktemp("swept") / "out"
     text = {"calibration_samples": 3, "calibration_length": 24, "evaluation_samples": 2, "evaluation_length": 24}
     recipe = Recipe(model=str(model), unit="block", remove="3", **text)
-    sweep(recipe, output, methods=["greedy", "shortgpt", "uidl"], recovers=["none", "refit"])
+    sweep(recipe, output, methods=["greedy", "shortgpt", "uidl"], repairs=["none", "refit"])
     return output
 
 
@@ -67,17 +67,15 @@ def test_a_sweep_measures_what_surgery_and_evaluation_do(swept, model):
     assert found["dense", "", 0] == pytest.approx(expected["dense"])
 
 
-@pytest.mark.parametrize("recover", ["none", "refit"])
-def test_a_sweep_measures_what_prune_does(swept, model, recover):
+@pytest.mark.parametrize("repair", ["none", "refit"])
+def test_a_sweep_measures_what_prune_does(swept, model, repair):
     text = {"calibration_samples": 3, "calibration_length": 24, "evaluation_samples": 2, "evaluation_length": 24}
-    pruned = depthcut.prune(
-        str(model), method="shortgpt", unit="block", remove="3", recover=recover, speed=False, **text
-    )
+    pruned = depthcut.prune(str(model), method="shortgpt", unit="block", remove="3", repair=repair, speed=False, **text)
     expected = [row.value for row in pruned.measurements if (row.name, row.model) == ("kl_to_dense", "pruned")]
     found = [
         row["KL to dense, nats per token"]
         for row in rows(swept, "sweep")
-        if (row["Method"], row["Repair"], row["Units removed"]) == ("shortgpt", recover, 3)
+        if (row["Method"], row["Repair"], row["Units removed"]) == ("shortgpt", repair, 3)
     ]
     assert found == pytest.approx(expected)
 
@@ -274,8 +272,8 @@ def test_reliability_tells_a_measure_from_noise():
         (["sweep", "--every", "0"], "points cannot lie 0 units apart; give --every 1 or more"),
         (["sweep", "--remove", "6", "--unit", "block"], "cannot remove 6 of 6 block units: at most 5 can go"),
         (["sweep", "--unit", "sublayer"], "uidl removes whole blocks, not sublayer units"),
-        (["sweep", "--recover", "refit", "--recover", "refit"], "a repair is named twice among refit, refit"),
-        (["sweep", "--recover", "heal"], "unknown recovery 'heal'"),
+        (["sweep", "--repair", "refit", "--repair", "refit"], "a repair is named twice among refit, refit"),
+        (["sweep", "--repair", "heal"], "unknown repair 'heal'"),
         (["compare", "--ratios", "0.25"], "'0.25' is no share of the parameters; write one above 0% and below 100%"),
         (["compare", "--ratios", "25%,25%"], "the ratios 25%, 25% are not one or more different ones; write 10%,25%"),
         (["compare", "--ratios", "99%"], "cannot remove 99% of the parameters: the blocks hold "),

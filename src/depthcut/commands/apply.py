@@ -17,9 +17,9 @@ from depthcut.commands.options import (
     Output,
     Overwrite,
     PushToHub,
-    Recover,
-    RecoverSamples,
-    RecoverText,
+    Repair,
+    RepairSamples,
+    RepairText,
     Revision,
     Speed,
     TrustRemoteCode,
@@ -42,9 +42,9 @@ def apply(
     evaluation: Evaluation = "stdlib",
     evaluation_samples: EvaluationSamples = 16,
     evaluation_length: EvaluationLength = 512,
-    recover: Recover = "none",
-    recover_text: RecoverText = None,
-    recover_samples: RecoverSamples = None,
+    repair: Repair = "none",
+    repair_text: RepairText = None,
+    repair_samples: RepairSamples = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
@@ -57,7 +57,7 @@ def apply(
     if to != "hf":
         _apply_to_gguf(context, to, model, plan_file, output_dir, steps, overwrite)
         return
-    from depthcut import pipeline
+    from depthcut.run import prune as pipeline
 
     require_token(push_to_hub)
     recipe = recipe_of(context)
@@ -70,8 +70,8 @@ def apply(
 def _apply_to_gguf(
     context: typer.Context, to: str, model: str, plan_file: Path, output: Path, steps: int | None, overwrite: bool
 ) -> None:
-    from depthcut.apply_gguf import apply_to_gguf
     from depthcut.registry import unknown_name
+    from depthcut.run.apply_gguf import apply_to_gguf
 
     if to != "gguf":
         raise InputError(unknown_name("form to apply a plan to", to, ["gguf", "hf"]))

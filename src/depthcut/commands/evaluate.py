@@ -34,7 +34,7 @@ from depthcut.types import (
 
 if TYPE_CHECKING:
     from depthcut.evaluation.suite import Suite
-    from depthcut.measure import Measured
+    from depthcut.run.evaluate import Measured
 
 PLAN = "plan.json"
 RESULTS = "results.json"
@@ -84,10 +84,10 @@ def evaluate(
         raise InputError(f"{output} exists; name another file")
     if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
         raise InputError(f"batch size {batch_size!r} is no number of requests; write auto or 1 and more")
-    from depthcut import measure
     from depthcut.evaluation.harness import check_cache, default_cache
     from depthcut.evaluation.questions import Questions
-    from depthcut.recipe import Recipe
+    from depthcut.run import evaluate as measure
+    from depthcut.run.recipe import Recipe
 
     recipe = Recipe.build(
         model=dense or _dense_of(directories),

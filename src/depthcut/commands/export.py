@@ -28,7 +28,7 @@ def export(
     push_to_hub: PushToHub = None,
 ) -> None:
     """Write a model in another form or precision, verified in a fresh process."""
-    from depthcut import pipeline
+    from depthcut.run import prune as pipeline
 
     require_token(push_to_hub)
     note = pipeline.export(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)

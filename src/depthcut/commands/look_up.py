@@ -15,14 +15,14 @@ def list_names() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from depthcut.ablation.objectives import OBJECTIVES
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
     from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
     from depthcut.model.architectures import FAMILIES
     from depthcut.model.files import PACKAGED_MODELS
-    from depthcut.objectives import OBJECTIVES
     from depthcut.recipes import packaged_recipes
-    from depthcut.recovery import RECOVERIES
+    from depthcut.repair import REPAIRS
     from depthcut.search.problem import SEARCHES
 
     console = Console()
@@ -35,7 +35,7 @@ def list_names() -> None:
         "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
         "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
         "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
-        "repairs (--recover)": [(entry.name, entry.summary, entry.source) for entry in RECOVERIES],
+        "repairs (--repair)": [(entry.name, entry.summary, entry.source) for entry in REPAIRS],
         "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
         "recipes (depthcut run NAME)": [(recipe.name, recipe.summary, "") for recipe in packaged_recipes()],
     }
@@ -64,7 +64,7 @@ def validate(
         ScoreTable.from_file(path)
     elif path.name == "results.json":
         read_measurements(path)
-    elif path.name == "recovery.json":
+    elif path.name == "repair.json":
         read_repairs(path)
     elif path.name == "generation.json":
         read_generation(path)
@@ -74,15 +74,15 @@ def validate(
 
 
 def schema(
-    name: Annotated[str, typer.Argument(help="recipe, plan, scores, results, recovery or generation.")] = "recipe",
+    name: Annotated[str, typer.Argument(help="recipe, plan, scores, results, repair or generation.")] = "recipe",
 ) -> None:
     """Print the JSON schema of a recipe or an artefact."""
     import json
 
-    from depthcut.recipe import Recipe
     from depthcut.registry import unknown_name
+    from depthcut.run.recipe import Recipe
 
-    lists = {"results": Measurement, "recovery": Repair, "generation": GenerationSample}
+    lists = {"results": Measurement, "repair": Repair, "generation": GenerationSample}
     records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, **lists}
     if name not in records:
         raise InputError(unknown_name("schema", name, list(records)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from depthcut.recipe import Recipe
+    from depthcut.run.recipe import Recipe
 
 LISTS = {"protect", "tasks", "compare", "export"}
 """Options that take several names, separated by commas."""
@@ -49,15 +49,12 @@ EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation te
 EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
 Forms = Annotated[str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,zeroed.")]
 Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
-Recover = Annotated[
+Repair = Annotated[
     str | None,
     typer.Option(help="Repairs after the removal: refit (after a search the default), lora,rank=8, bias+refit, none."),
 ]
-RecoverText = Annotated[str | None, typer.Option(help="SOURCE of the text they are fitted to; the calibration's.")]
-RecoverSamples = Annotated[int | None, typer.Option(help="Its sequences; four times the calibration's.")]
-SearchRecover = Annotated[
-    bool, typer.Option("--search-recover", help="Let the search judge what it tries after a cheap repair of it.")
-]
+RepairText = Annotated[str | None, typer.Option(help="SOURCE of the text they are fitted to; the calibration's.")]
+RepairSamples = Annotated[int | None, typer.Option(help="Its sequences; four times the calibration's.")]
 ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Evaluate one of N shares of the search and end; see depthcut merge."),
@@ -107,7 +104,7 @@ def recipe_of(context: typer.Context, without: Collection[str] = (), **instead: 
     Raises:
         InputError: an option is out of range.
     """
-    from depthcut.recipe import Recipe
+    from depthcut.run.recipe import Recipe
 
     given = {name: value for name, value in context.params.items() if name in Recipe.model_fields.keys() - set(without)}
     for name in LISTS & given.keys():

@@ -39,13 +39,12 @@ from depthcut.commands.options import (
     Overwrite,
     Protect,
     PushToHub,
-    Recover,
-    RecoverSamples,
-    RecoverText,
     Remove,
+    Repair,
+    RepairSamples,
+    RepairText,
     Revision,
     SearchOption,
-    SearchRecover,
     Seed,
     ShardOption,
     Speed,
@@ -60,7 +59,7 @@ from depthcut.commands.upload import require_token, upload
 from depthcut.types import InputError
 
 if TYPE_CHECKING:
-    from depthcut.recipe import Recipe
+    from depthcut.run.recipe import Recipe
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe by name (see depthcut ls), or options as YAML in a file.")
@@ -96,10 +95,9 @@ def prune(
     generation: Generation = False,
     compare: Compare = "",
     export: Forms = "",
-    recover: Recover = None,
-    recover_text: RecoverText = None,
-    recover_samples: RecoverSamples = None,
-    search_recover: SearchRecover = False,
+    repair: Repair = None,
+    repair_text: RepairText = None,
+    repair_samples: RepairSamples = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
@@ -168,9 +166,9 @@ def _preview(
     devices: int | None,
 ) -> None:
     require_alone("--dry-run")
-    from depthcut.model.device_profiles import HERE
-    from depthcut.preview import preview
-    from depthcut.workspace import check_output
+    from depthcut.preview.device_profiles import HERE
+    from depthcut.preview.dry_run import preview
+    from depthcut.process.workspace import check_output
 
     if not dry_run:
         raise InputError("--device-profile and --devices are about what --dry-run estimates; add it, or leave them out")
@@ -185,7 +183,7 @@ def _run(
     if shard is not None:
         _evaluate_share(recipe, output, shard, overwrite=overwrite, push_to_hub=push_to_hub)
         return
-    from depthcut import pipeline
+    from depthcut.run import prune as pipeline
 
     require_token(push_to_hub)
     result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=command_line())
@@ -203,8 +201,8 @@ def _run(
 
 
 def _evaluate_share(recipe: Recipe, output: Path, shard: str, *, overwrite: bool, push_to_hub: str | None) -> None:
-    from depthcut.distributed import Shard
-    from depthcut.shards import evaluate_share
+    from depthcut.process.ranks import Shard
+    from depthcut.run.shards import evaluate_share
 
     require_alone("a shard, which meets no other,")
     if overwrite or push_to_hub:

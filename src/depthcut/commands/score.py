@@ -38,7 +38,7 @@ def score(
     overwrite: Overwrite = False,
 ) -> None:
     """Score every block and sublayer by every static metric in one pass; writes scores.json."""
-    from depthcut import pipeline
+    from depthcut.run import prune as pipeline
 
     recipe = recipe_of(context)
     print_scores(pipeline.score(recipe, output_dir, overwrite=overwrite))

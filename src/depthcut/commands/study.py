@@ -24,9 +24,9 @@ from depthcut.commands.options import (
     NumFewshot,
     Output,
     Overwrite,
-    RecoverSamples,
-    RecoverText,
     Remove,
+    RepairSamples,
+    RepairText,
     Revision,
     Seed,
     Tasks,
@@ -41,9 +41,9 @@ Methods = Annotated[
     str,
     typer.Option(help="Methods by name (see depthcut ls), separated by commas; a metric's name ranks by it, one shot."),
 ]
-Recovers = Annotated[
+Repairs = Annotated[
     list[str] | None,
-    typer.Option("--recover", help="Repair to measure every model with; several times for several, none for none."),
+    typer.Option("--repair", help="Repair to measure every model with; several times for several, none for none."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted study.")]
 
@@ -63,9 +63,9 @@ def sweep(
     unit: UnitOption = None,
     remove: Remove = "50%",
     every: Annotated[int, typer.Option(help="Units between two measured points.")] = 1,
-    recover: Recovers = None,
-    recover_text: RecoverText = None,
-    recover_samples: RecoverSamples = None,
+    repair: Repairs = None,
+    repair_text: RepairText = None,
+    repair_samples: RepairSamples = None,
     calibration: Calibration = "stdlib",
     calibration_samples: CalibrationSamples = 16,
     calibration_length: CalibrationLength = 512,
@@ -87,7 +87,7 @@ def sweep(
     resume: Resume = False,
 ) -> None:
     """Quality after each removal of one path a method, repaired or not, with the point where it collapses."""
-    recipe = recipe_of(context, without=("recover",))
+    recipe = recipe_of(context, without=("repair",))
     from depthcut.studies import sweep as study
 
     found = study.sweep(
@@ -95,7 +95,7 @@ def sweep(
         output_dir,
         methods=comma_separated(methods),
         every=every,
-        recovers=recover or ["none"],
+        repairs=repair or ["none"],
         overwrite=overwrite,
         resume=resume,
         command=command_line(),
@@ -110,9 +110,9 @@ def compare(
     output_dir: Output,
     methods: Methods = "greedy,sleb,shortgpt,uidl",
     ratios: Annotated[str, typer.Option(help="Shares of the parameters to remove, separated by commas.")] = "10%,25%",
-    recover: Recovers = None,
-    recover_text: RecoverText = None,
-    recover_samples: RecoverSamples = None,
+    repair: Repairs = None,
+    repair_text: RepairText = None,
+    repair_samples: RepairSamples = None,
     calibration: Calibration = "stdlib",
     calibration_samples: CalibrationSamples = 16,
     calibration_length: CalibrationLength = 512,
@@ -134,7 +134,7 @@ def compare(
     resume: Resume = False,
 ) -> None:
     """Methods against each other at equal parameters, on the same calibration text."""
-    recipe = recipe_of(context, without=("recover",))
+    recipe = recipe_of(context, without=("repair",))
     from depthcut.studies import compare as study
 
     found = study.compare(
@@ -142,7 +142,7 @@ def compare(
         output_dir,
         methods=comma_separated(methods),
         ratios=comma_separated(ratios),
-        recovers=recover or ["none"],
+        repairs=repair or ["none"],
         overwrite=overwrite,
         resume=resume,
         command=command_line(),

@@ -14,9 +14,9 @@ from depthcut.types import InputError, Measurement, Plan, ScoreTable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from depthcut.pipeline import Result
-    from depthcut.preview import Preview
-    from depthcut.recipe import Recipe
+    from depthcut.preview.dry_run import Preview
+    from depthcut.run.prune import Result
+    from depthcut.run.recipe import Recipe
     from depthcut.studies.study import Study
 
 LOG_WIDTH = 200
@@ -64,7 +64,7 @@ def removal_names(plan: Plan) -> list[str]:
 
 def print_preview(found: Preview, recipe: Recipe) -> None:
     """What a run would remove, and what each of its stages takes in work, memory and time."""
-    from depthcut.model.device_profiles import UTILISATION
+    from depthcut.preview.device_profiles import UTILISATION
 
     model, problem, plan, expected = found.source.provenance, found.problem, found.plan, found.estimate
     print(f"model       {model.source}: {model.model_type}, {model.num_blocks} blocks, {model.dtype}")
@@ -103,7 +103,7 @@ def _phases(found: Preview, recipe: Recipe) -> Table:
     texts = {
         "score": (recipe.calibration_samples, recipe.calibration_length),
         "search": (recipe.calibration_samples, recipe.calibration_length),
-        "repair": (recipe.num_recovery_samples, recipe.calibration_length),
+        "repair": (recipe.num_repair_samples, recipe.calibration_length),
         "evaluate": (recipe.evaluation_samples, recipe.evaluation_length),
     }
     for phase in found.estimate.phases:

@@ -16,7 +16,7 @@ from depthcut.evaluation.speed import ROUNDS, compare_speed, kv_bytes_per_token,
 from depthcut.model.quantisation import num_elements
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
-from depthcut.progress import progress
+from depthcut.process.progress import progress
 from depthcut.types import Measurement
 
 CACHE_TOKENS = 16

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from depthcut.ablation.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.calibration import Samples
 from depthcut.evaluation.paired import DIFFERENCE
 from depthcut.model.stream import Batch, DecoderStream, Run
-from depthcut.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.types import Measurement
 
 

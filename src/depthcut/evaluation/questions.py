@@ -14,7 +14,7 @@ from depthcut.evaluation.harness import TaskResult, default_cache, run_suite
 from depthcut.evaluation.probes import PROBES
 from depthcut.evaluation.retention import compare_tasks
 from depthcut.evaluation.suite import Suite
-from depthcut.progress import progress
+from depthcut.process.progress import progress
 from depthcut.types import GenerationSample, Measurement
 
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import torch
 
-from depthcut.importance.ablation import Ablation, Removed
+from depthcut.ablation.ablation import Ablation, Removed
 from depthcut.types import InputError, Removal, Scores
 
 Value = Callable[[Removed], float]

@@ -41,6 +41,7 @@ from depthcut.model.paging import Pager, take_weights
 from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
+from depthcut.model.units import sizes_from_config
 from depthcut.types import InputError, Provenance
 
 READING_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, MemoryError)
@@ -71,6 +72,13 @@ class ModelSource:
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.provenance.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def weight_bytes(self) -> int:
+        """What all weights take in memory; of those that stay quantised, what their files take."""
+        if self.provenance.quantisation is not None and not self.gguf_file:
+            return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        return sizes_from_config(self.config, self.architecture, self.dtype).parameters * self.dtype.itemsize
 
     def _arguments(self) -> dict[str, Any]:
         arguments: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "local_files_only": True}

@@ -24,10 +24,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut.faults import is_out_of_memory
 from depthcut.model.architectures import Architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.paging import pager_of
+from depthcut.process.faults import is_out_of_memory
 from depthcut.types import InputError, ResourceError, Unit
 
 LOGIT_BYTES = 128 * 2**20

@@ -96,7 +96,7 @@ def require_no_emulations(config: PreTrainedConfig, form: str) -> None:
     if getattr(config, EMULATED, None):
         raise InputError(
             f"the form {form} cannot hold this model: {min(getattr(config, EMULATED))} was replaced with a module of "
-            "depthcut's (recover bias or low-rank); use the form hf, or repair with refit, which needs no module"
+            "depthcut's (repair bias or low-rank); use the form hf, or repair with refit, which needs no module"
         )
 
 

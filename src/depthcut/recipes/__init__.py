@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthcut.recipe import Recipe, read_options
 from depthcut.registry import unknown_name
+from depthcut.run.recipe import Recipe, read_options
 from depthcut.studies.recipe import StudyRecipe
 from depthcut.types import InputError
 

@@ -58,7 +58,7 @@ class Run:
         """
         plan = Plan.from_file(directory / "plan.json")
         measurements = read_measurements(directory / "results.json")
-        scores, repairs, generation = (directory / f"{name}.json" for name in ("scores", "recovery", "generation"))
+        scores, repairs, generation = (directory / f"{name}.json" for name in ("scores", "repair", "generation"))
         recipe = directory / "recipe.yaml"
         text = _recipe_text(recipe) if recipe.is_file() else ""
         made = ["run", str(recipe)] if text else ["apply", plan.model.source, str(directory / "plan.json")]
@@ -93,15 +93,15 @@ class Run:
             words += ["--revision", model.revision]
         if self.repairs:
             text, held_out = self.repairs[0].text, self.repairs[0].held_out
-            words += ["--recover", self._recover, "--recover-text", text.source]
-            words += ["--recover-samples", str(text.num_samples + held_out.num_samples)]
+            words += ["--repair", self._repair, "--repair-text", text.source]
+            words += ["--repair-samples", str(text.num_samples + held_out.num_samples)]
         return shlex.join(words)
 
     @property
-    def _recover(self) -> str:
+    def _repair(self) -> str:
         """The repairs as they were asked for; by their names where the recipe leaves them to the default."""
         options = yaml.safe_load(self.recipe)
-        asked = options.get("recover") if isinstance(options, dict) else None
+        asked = options.get("repair") if isinstance(options, dict) else None
         return str(asked or "+".join(repair.method for repair in self.repairs))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from depthcut.objectives import find_objective
+from depthcut.ablation.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Removal, Step, UnitChoice
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
-from depthcut.importance.ablation import Ablation, Removed
-from depthcut.objectives import find_objective
+from depthcut.ablation.ablation import Ablation, Removed
+from depthcut.ablation.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, Removal, Step, UnitChoice
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
 from depthcut.importance.static import BLOCK_INFLUENCE, METRICS, metric_name
-from depthcut.objectives import OBJECTIVES, TASK_OBJECTIVES
 from depthcut.registry import unknown_name
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Removal, Step, UnitChoice

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from depthcut.importance.ablation import Ablation
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.objectives import find_objective
 from depthcut.model.architectures import Architecture
 from depthcut.model.units import ModelSizes
-from depthcut.objectives import find_objective
 from depthcut.registry import Registry
 from depthcut.types import Cost, InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from depthcut.importance.ablation import Ablation, Removed
+from depthcut.ablation.ablation import Ablation, Removed
+from depthcut.ablation.objectives import TASK_OBJECTIVES, find_objective
 from depthcut.importance.shapley import (
     DEFAULT_MAX_FORWARDS,
     Importance,
@@ -19,7 +20,6 @@ from depthcut.importance.shapley import (
     value_of,
     values_of_batches,
 )
-from depthcut.objectives import TASK_OBJECTIVES, find_objective
 from depthcut.search.one_shot import rank
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Removal, Step, UnitChoice

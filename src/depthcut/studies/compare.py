@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from depthcut.progress import progress
-from depthcut.recipe import Recipe
-from depthcut.session import Session, find_model
+from depthcut.process.progress import progress
+from depthcut.process.workspace import check_output
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model
 from depthcut.studies.charts import Curve, curve_chart
 from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
 from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan, Unit
-from depthcut.workspace import check_output
 
 
 def compare(
@@ -29,7 +29,7 @@ def compare(
     *,
     methods: Sequence[str],
     ratios: Sequence[str],
-    recovers: Sequence[str] = (NOT_REPAIRED,),
+    repairs: Sequence[str] = (NOT_REPAIRED,),
     overwrite: bool = False,
     resume: bool = False,
     command: str = "",
@@ -39,7 +39,7 @@ def compare(
     Args:
         recipe: the model, the texts and the tasks.
         ratios: shares of the parameters to remove, such as `25%`.
-        recovers: repairs to measure each pruned model with; `none` is the model as it was cut.
+        repairs: repairs to measure each pruned model with; `none` is the model as it was cut.
 
     Returns:
         What `study.json` in the output holds.
@@ -61,11 +61,11 @@ def compare(
                 "must remain; ask for less"
             )
     first = next(iter(posed[0].recipes.values()))
-    session = prepare(first, recovers, lambda each: Session.prepare(each, source))
+    session = prepare(first, repairs, lambda each: Session.prepare(each, source))
     settings = recipe.model_dump(mode="json", exclude={"method"}) | {
         "methods": list(methods),
         "ratios": list(ratios),
-        "recovers": list(recovers),
+        "repairs": list(repairs),
     }
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
         loaded = session.load()
@@ -73,9 +73,9 @@ def compare(
         quality = Quality(loaded, folder / "measured.jsonl")
         with progress("measuring", len(ratios)) as advance:
             for ratio in ratios:
-                quality.measure([Candidate(each[ratio], recover) for each in plans.values() for recover in recovers])
+                quality.measure([Candidate(each[ratio], repair) for each in plans.values() for repair in repairs])
                 advance(1)
-        found = _Found(posed, plans, recovers, quality)
+        found = _Found(posed, plans, repairs, quality)
         return write_study(
             folder,
             "compare",
@@ -116,16 +116,16 @@ class _Found:
         self,
         methods: Sequence[Method],
         plans: dict[str, dict[str, Plan]],
-        recovers: Sequence[str],
+        repairs: Sequence[str],
         quality: Quality,
     ) -> None:
         self.plans, self.quality = plans, quality
         problem = next(iter(methods[0].problems.values()))
         self.sizes, self.per_block = problem.sizes, len(problem.architecture.branches)
-        self.lines = [(name, recover) for name in plans for recover in recovers]
+        self.lines = [(name, repair) for name in plans for repair in repairs]
 
-    def _value(self, measure: Measure, name: str, recover: str, ratio: str) -> float:
-        return self.quality.value(measure.name, Candidate(self.plans[name][ratio], recover))
+    def _value(self, measure: Measure, name: str, repair: str, ratio: str) -> float:
+        return self.quality.value(measure.name, Candidate(self.plans[name][ratio], repair))
 
     def _removed(self, name: str, ratio: str) -> float:
         removed = self.plans[name][ratio].removed
@@ -153,8 +153,8 @@ class _Found:
             dense = self.quality.value(measure.name, None)
             rows: list[tuple[Cell, ...]] = [("dense", "", *([dense] * len(self.ratios)))]
             rows += [
-                (name, recover, *(self._value(measure, name, recover, ratio) for ratio in self.ratios))
-                for name, recover in self.lines
+                (name, repair, *(self._value(measure, name, repair, ratio) for ratio in self.ratios))
+                for name, repair in self.lines
             ]
             columns = ("Method", "Repair", *(f"−{ratio}" for ratio in self.ratios))
             tables.append(Table(name=measure.file_name, title=measure.label, columns=columns, rows=tuple(rows)))
@@ -162,16 +162,16 @@ class _Found:
 
     def table(self) -> Table:
         rows: list[tuple[Cell, ...]] = []
-        for name, recover in self.lines:
+        for name, repair in self.lines:
             for ratio, plan in self.plans[name].items():
-                measured = self.quality.of(Candidate(plan, recover))
+                measured = self.quality.of(Candidate(plan, repair))
                 values = {row.name: row for row in measured}
                 loss, kl = values["loss/difference"], values["kl_to_dense"]
                 units = " ".join(self._short(plan.removed))
                 rows.append(
                     (
                         name,
-                        recover,
+                        repair,
                         ratio,
                         plan.unit,
                         self._removed(name, ratio),
@@ -211,16 +211,14 @@ class _Found:
         for measure in self.quality.measures:
             dense = self.quality.value(measure.name, None)
             curves = []
-            for name, recover in self.lines:
-                points = [
-                    (self._removed(name, each), self._value(measure, name, recover, each)) for each in self.ratios
-                ]
+            for name, repair in self.lines:
+                points = [(self._removed(name, each), self._value(measure, name, repair, each)) for each in self.ratios]
                 curves.append(
                     Curve(
-                        name=label(name, recover),
+                        name=label(name, repair),
                         points=((0.0, dense), *sorted(points)),
                         colour=names.index(name),
-                        is_dashed=recover != NOT_REPAIRED,
+                        is_dashed=repair != NOT_REPAIRED,
                     )
                 )
             title = f"{measure.short} of {model} by method at equal parameters"

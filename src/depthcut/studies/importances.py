@@ -11,9 +11,9 @@ import torch
 
 from depthcut.calibration import Samples
 from depthcut.model.architectures import Architecture
-from depthcut.planning import make_ablation
-from depthcut.progress import progress
-from depthcut.session import Session
+from depthcut.process.progress import progress
+from depthcut.run.plan import make_ablation
+from depthcut.run.session import Session
 from depthcut.studies.ranks import spearman
 from depthcut.types import Removal, Unit
 

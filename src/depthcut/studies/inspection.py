@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.importance.static import BLOCK_INFLUENCE, metric_name
-from depthcut.objectives import OBJECTIVES
-from depthcut.planning import score_units
-from depthcut.recipe import Recipe
-from depthcut.session import Session, find_model
+from depthcut.process.workspace import check_output
+from depthcut.run.plan import score_units
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model
 from depthcut.studies.charts import Point, unit_chart, window_chart
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
 from depthcut.studies.paths import path_of, pose_method
@@ -22,7 +23,6 @@ from depthcut.studies.quality import texts_of
 from depthcut.studies.ranks import ranks, spearman
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan, ScoreTable, Unit, UnitChoice
-from depthcut.workspace import check_output
 
 OBJECTIVE = "loss"
 NAMED_POINTS = 8

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
 from depthcut.model.load import ModelSource
-from depthcut.objectives import OBJECTIVES
-from depthcut.planning import find_plan, score_units
-from depthcut.recipe import Recipe
+from depthcut.run.plan import find_plan, score_units
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, pose_problem
 from depthcut.search.problem import Problem
-from depthcut.session import Session, pose_problem
 from depthcut.types import InputError, Plan
 
 PATHS = "paths"

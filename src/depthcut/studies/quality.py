@@ -17,12 +17,12 @@ from depthcut.evaluation.harness import model_digest
 from depthcut.evaluation.language import compare_language
 from depthcut.evaluation.questions import Answers
 from depthcut.evaluation.retention import AVERAGE
-from depthcut.journal import Journal
 from depthcut.model.stream import DecoderStream
-from depthcut.pipeline import repair
-from depthcut.recipe import Recipe
-from depthcut.recovery import check_recoveries
-from depthcut.session import Session
+from depthcut.process.journal import Journal
+from depthcut.repair import check_repairs
+from depthcut.run.prune import repair
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session
 from depthcut.surgery import apply
 from depthcut.types import InputError, Measurement, Plan, TextDescription
 
@@ -74,44 +74,44 @@ class Candidate:
     """One pruned model to measure.
 
     Attributes:
-        recover: repairs after the removal, as `--recover` has them.
+        repair: repairs after the removal, as `--repair` has them.
     """
 
     plan: Plan
-    recover: str = NOT_REPAIRED
+    repair: str = NOT_REPAIRED
 
     @property
     def key(self) -> tuple[tuple[str, ...], str]:
         """Two candidates are the same model exactly when their keys are equal."""
-        return tuple(map(str, self.plan.removed)), self.recover
+        return tuple(map(str, self.plan.removed)), self.repair
 
 
-def label(method: str, recover: str) -> str:
+def label(method: str, repair: str) -> str:
     """What a line of a table or figure is called."""
-    return method if recover == NOT_REPAIRED else f"{method}, {recover}"
+    return method if repair == NOT_REPAIRED else f"{method}, {repair}"
 
 
 def texts_of(session: Session) -> dict[str, TextDescription]:
     """Descriptions of a session's texts by their use."""
-    texts = {"calibration": session.calibration, "repair": session.recovery, "evaluation": session.evaluation}
+    texts = {"calibration": session.calibration, "repair": session.repair_text, "evaluation": session.evaluation}
     return {use: text.description for use, text in texts.items() if text is not None}
 
 
-def prepare(recipe: Recipe, recovers: Sequence[str], session: Callable[[Recipe], Session]) -> Session:
+def prepare(recipe: Recipe, repairs: Sequence[str], session: Callable[[Recipe], Session]) -> Session:
     """The session that serves all repairs, with the text that they are fitted to.
 
     Raises:
         InputError: a repair is unknown, named twice, or cannot be made on such a model.
     """
-    if len(set(recovers)) != len(recovers):
-        raise InputError(f"a repair is named twice among {', '.join(recovers)}; name each once")
-    repairs = [name for name in recovers if name != NOT_REPAIRED]
-    for name in recovers:
-        recipe.model_copy(update={"recover": name}).check()
-    prepared = session(recipe.model_copy(update={"recover": repairs[0] if repairs else NOT_REPAIRED}))
+    if len(set(repairs)) != len(repairs):
+        raise InputError(f"a repair is named twice among {', '.join(repairs)}; name each once")
+    made = [name for name in repairs if name != NOT_REPAIRED]
     for name in repairs:
-        chain = recipe.model_copy(update={"recover": name}).recoveries
-        check_recoveries(chain, prepared.source.architecture, prepared.source.config)
+        recipe.model_copy(update={"repair": name}).check()
+    prepared = session(recipe.model_copy(update={"repair": made[0] if made else NOT_REPAIRED}))
+    for name in made:
+        chain = recipe.model_copy(update={"repair": name}).repairs
+        check_repairs(chain, prepared.source.architecture, prepared.source.config)
     return prepared
 
 
@@ -132,7 +132,7 @@ class Quality:
         }
         self._journal = Journal(file, settings)
         self._known = {
-            (tuple(line["removed"]), line["recover"]): [Measurement(**row) for row in line["measurements"]]
+            (tuple(line["removed"]), line["repair"]): [Measurement(**row) for row in line["measurements"]]
             for line in self._journal.lines
         }
 
@@ -174,8 +174,8 @@ class Quality:
         long as that, so each repaired model is measured and kept by itself.
         """
         missing = {each.key: each for each in candidates if each.key not in self._known and each.plan.removed}
-        groups = [[each for each in missing.values() if each.recover == NOT_REPAIRED]]
-        groups += [[each] for each in missing.values() if each.recover != NOT_REPAIRED]
+        groups = [[each for each in missing.values() if each.repair == NOT_REPAIRED]]
+        groups += [[each] for each in missing.values() if each.repair != NOT_REPAIRED]
         for group in filter(None, groups):
             self._measure(group)
 
@@ -195,8 +195,8 @@ class Quality:
 
     def _model(self, candidate: Candidate) -> PreTrainedModel:
         cut = apply(self.stream.model, self.session.source.architecture, candidate.plan.removed)
-        recipe = self.session.recipe.model_copy(update={"recover": candidate.recover})
-        session = replace(self.session, recipe=recipe, repairs=candidate.recover != NOT_REPAIRED)
+        recipe = self.session.recipe.model_copy(update={"repair": candidate.repair})
+        session = replace(self.session, recipe=recipe, repairs=candidate.repair != NOT_REPAIRED)
         return repair(session, candidate.plan, cut, None)[0]
 
     @functools.cached_property
@@ -209,9 +209,9 @@ class Quality:
 
     def _ask(self, stream: DecoderStream, candidate: Candidate) -> Answers:
         """Asks a model that lies in no file, known by what it was made from and how."""
-        recovery = self.session.recovery.description.digest if self.session.recovery else ""
-        made = [self._dense_digest, *candidate.key, recovery, self.session.recipe.seed, software()["depthcut"]]
-        name = f"{label(candidate.plan.method, candidate.recover)} without {len(candidate.plan.removed)} sublayers"
+        fitted_to = self.session.repair_text.description.digest if self.session.repair_text else ""
+        made = [self._dense_digest, *candidate.key, fitted_to, self.session.recipe.seed, software()["depthcut"]]
+        name = f"{label(candidate.plan.method, candidate.repair)} without {len(candidate.plan.removed)} sublayers"
         return self._ask_model(name, stream, hashlib.sha256(json.dumps(made).encode()).hexdigest())
 
     def _ask_model(self, name: str, stream: DecoderStream, digest: str) -> Answers:
@@ -220,7 +220,7 @@ class Quality:
     def _keep(self, key: tuple[tuple[str, ...], str], measurements: list[Measurement]) -> None:
         self._known[key] = measurements
         rows = [measurement.model_dump() for measurement in measurements]
-        self._journal.add({"removed": list(key[0]), "recover": key[1], "measurements": rows})
+        self._journal.add({"removed": list(key[0]), "repair": key[1], "measurements": rows})
 
 
 def _of_model(name: str, measurements: Sequence[Measurement]) -> list[Measurement]:

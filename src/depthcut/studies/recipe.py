@@ -13,8 +13,8 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from depthcut.recipe import Recipe
 from depthcut.registry import unknown_name
+from depthcut.run.recipe import Recipe
 from depthcut.studies.compare import budgets_of, compare
 from depthcut.studies.inspection import inspect
 from depthcut.studies.paths import ask_method, check_methods
@@ -23,7 +23,7 @@ from depthcut.studies.study import Study
 from depthcut.studies.sweep import sweep
 from depthcut.types import InputError, Record, first_problem
 
-OF_RUNS_ALONE = ("export", "generation", "compare", "search_recover", "speed")
+OF_RUNS_ALONE = ("export", "generation", "compare", "speed")
 """Options that no study looks at."""
 
 
@@ -33,7 +33,7 @@ class Sweep(Record):
     study: Literal["sweep"]
     methods: tuple[str, ...]
     every: int = Field(1, ge=1)
-    recover: tuple[str, ...] = (NOT_REPAIRED,)
+    repair: tuple[str, ...] = (NOT_REPAIRED,)
 
 
 class Compare(Record):
@@ -42,7 +42,7 @@ class Compare(Record):
     study: Literal["compare"]
     methods: tuple[str, ...]
     ratios: tuple[str, ...]
-    recover: tuple[str, ...] = (NOT_REPAIRED,)
+    repair: tuple[str, ...] = (NOT_REPAIRED,)
 
 
 class Inspect(Record):
@@ -107,8 +107,8 @@ class StudyRecipe:
         budgets = budgets_of(self.question.ratios) if isinstance(self.question, Compare) else end
         for name in self.question.methods:
             for asked in ask_method(self.recipe, name, budgets, offline=offline).values():
-                for repairs in self.question.recover:
-                    asked.model_copy(update={"recover": repairs}).check(offline=offline)
+                for repairs in self.question.repair:
+                    asked.model_copy(update={"repair": repairs}).check(offline=offline)
 
     def run(self, output: Path, *, overwrite: bool = False, resume: bool = False, command: str = "") -> Study:
         """Runs the study and writes its folder.
@@ -123,7 +123,7 @@ class StudyRecipe:
                 output,
                 methods=question.methods,
                 every=question.every,
-                recovers=question.recover,
+                repairs=question.repair,
                 overwrite=overwrite,
                 resume=resume,
                 command=command,
@@ -134,7 +134,7 @@ class StudyRecipe:
                 output,
                 methods=question.methods,
                 ratios=question.ratios,
-                recovers=question.recover,
+                repairs=question.repair,
                 overwrite=overwrite,
                 resume=resume,
                 command=command,

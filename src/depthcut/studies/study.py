@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from depthcut.evaluation.compare import software
+from depthcut.process.workspace import STUDY, workspace
 from depthcut.types import SCHEMA_VERSION, InputError, Provenance, Record, TextDescription
-from depthcut.workspace import STUDY, workspace
 
 SETTINGS = "settings.json"
 

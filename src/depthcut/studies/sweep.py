@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from depthcut.evaluation.collapse import find_collapse
-from depthcut.progress import progress
-from depthcut.recipe import Recipe
-from depthcut.session import Session, find_model
+from depthcut.process.progress import progress
+from depthcut.process.workspace import check_output
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model
 from depthcut.studies.charts import Curve, curve_chart
 from depthcut.studies.paths import Method, check_methods, path_of, pose_method
 from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan
-from depthcut.workspace import check_output
 
 
 def sweep(
@@ -27,7 +27,7 @@ def sweep(
     *,
     methods: Sequence[str],
     every: int = 1,
-    recovers: Sequence[str] = (NOT_REPAIRED,),
+    repairs: Sequence[str] = (NOT_REPAIRED,),
     overwrite: bool = False,
     resume: bool = False,
     command: str = "",
@@ -38,7 +38,7 @@ def sweep(
         recipe: the model, the texts, the tasks, and in `remove` where the paths end.
         methods: whose paths are walked along.
         every: distance of the measured points, in units; the end of a path is always one.
-        recovers: repairs to measure each point with; `none` is the model as it was cut.
+        repairs: repairs to measure each point with; `none` is the model as it was cut.
 
     Returns:
         What `study.json` in the output holds.
@@ -52,11 +52,11 @@ def sweep(
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     posed = [pose_method(recipe, source, name, {"end": {"remove": recipe.remove or ""}}) for name in methods]
-    session = prepare(recipe, recovers, lambda each: Session.prepare(each, source))
+    session = prepare(recipe, repairs, lambda each: Session.prepare(each, source))
     settings = recipe.model_dump(mode="json", exclude={"method"}) | {
         "methods": list(methods),
         "every": every,
-        "recovers": list(recovers),
+        "repairs": list(repairs),
     }
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
         loaded = session.load()
@@ -67,9 +67,9 @@ def sweep(
         with progress("measuring", len(counts)) as advance:
             for count in counts:
                 plans = [plans[count] for plans in points.values() if count in plans]
-                quality.measure([Candidate(plan, recover) for plan in plans for recover in recovers])
+                quality.measure([Candidate(plan, repair) for plan in plans for repair in repairs])
                 advance(1)
-        found = _Found(posed, points, recovers, quality)
+        found = _Found(posed, points, repairs, quality)
         return write_study(
             folder,
             "sweep",
@@ -91,36 +91,36 @@ class _Found:
     """The curves, when all is measured."""
 
     def __init__(
-        self, methods: Sequence[Method], points: dict[str, dict[int, Plan]], recovers: Sequence[str], quality: Quality
+        self, methods: Sequence[Method], points: dict[str, dict[int, Plan]], repairs: Sequence[str], quality: Quality
     ) -> None:
         self.points, self.quality = points, quality
         self.problems = {method.name: next(iter(method.problems.values())) for method in methods}
-        self.lines = [(name, recover) for name in points for recover in recovers]
+        self.lines = [(name, repair) for name in points for repair in repairs]
 
-    def values(self, measure: Measure, name: str, recover: str) -> list[tuple[float, float]]:
+    def values(self, measure: Measure, name: str, repair: str) -> list[tuple[float, float]]:
         """Blocks removed, and the measure; a sublayer counts as its share of a block."""
         per_block = len(self.problems[name].architecture.branches)
         return [
             (0.0, self.quality.value(measure.name, None)),
             *(
-                (len(plan.removed) / per_block, self.quality.value(measure.name, Candidate(plan, recover)))
+                (len(plan.removed) / per_block, self.quality.value(measure.name, Candidate(plan, repair)))
                 for plan in self.points[name].values()
             ),
         ]
 
-    def collapse(self, measure: Measure, name: str, recover: str) -> int | None:
+    def collapse(self, measure: Measure, name: str, repair: str) -> int | None:
         """The index of the last point before the curve collapses."""
-        points = self.values(measure, name, recover)
+        points = self.values(measure, name, repair)
         found = find_collapse([x for x, _ in points], [measure.damage(y) for _, y in points])
         return None if found is None else found.place
 
     def findings(self) -> list[str]:
         sentences = []
         for measure in self.quality.measures:
-            for name, recover in self.lines:
-                place = self.collapse(measure, name, recover)
-                points = self.values(measure, name, recover)
-                told = f"{measure.short} of {label(name, recover)}"
+            for name, repair in self.lines:
+                place = self.collapse(measure, name, repair)
+                points = self.values(measure, name, repair)
+                told = f"{measure.short} of {label(name, repair)}"
                 if place is None:
                     sentences.append(f"{told}: no collapse up to {points[-1][0]:g} blocks removed")
                     continue
@@ -136,11 +136,11 @@ class _Found:
             return [cell for measure in measures for cell in self.quality.with_error(measure.name, candidate)]
 
         rows: list[tuple[Cell, ...]] = [("dense", "", 0, 0.0, *measured(None))]
-        for name, recover in self.lines:
+        for name, repair in self.lines:
             sizes = self.problems[name].sizes
             for count, plan in self.points[name].items():
                 share = 100 * (1 - sizes.parameters_without(plan.removed) / sizes.parameters)
-                rows.append((name, recover, count, share, *measured(Candidate(plan, recover))))
+                rows.append((name, repair, count, share, *measured(Candidate(plan, repair))))
         heads = [head for measure in measures for head in (measure.label, f"± {measure.short}")]
         columns = ("Method", "Repair", "Units removed", "Parameters removed, %", *heads)
         return Table(name="sweep", title="Every point", columns=columns, rows=tuple(rows))
@@ -151,13 +151,13 @@ class _Found:
         for measure in self.quality.measures:
             curves = [
                 Curve(
-                    name=label(name, recover),
-                    points=tuple(self.values(measure, name, recover)),
+                    name=label(name, repair),
+                    points=tuple(self.values(measure, name, repair)),
                     colour=names.index(name),
-                    collapse=self.collapse(measure, name, recover),
-                    is_dashed=recover != NOT_REPAIRED,
+                    collapse=self.collapse(measure, name, repair),
+                    is_dashed=repair != NOT_REPAIRED,
                 )
-                for name, recover in self.lines
+                for name, repair in self.lines
             ]
             title = f"{measure.short} of {model} after each removal; a ring is the last before a collapse"
             svg = curve_chart(title, "blocks removed", measure.label, curves, is_log=measure.is_log)

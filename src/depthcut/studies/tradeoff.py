@@ -16,18 +16,18 @@ from pathlib import Path
 
 import torch
 
+from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
-from depthcut.importance.ablation import Ablation
-from depthcut.planning import make_ablation
-from depthcut.recipe import Recipe
+from depthcut.process.workspace import check_output
+from depthcut.run.plan import make_ablation
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model
 from depthcut.search.problem import Budget
-from depthcut.session import Session, find_model
 from depthcut.studies.charts import Point, unit_chart
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
 from depthcut.studies.ranks import ranks, spearman
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Removal, Unit
-from depthcut.workspace import check_output
 
 OBJECTIVE = "task"
 NAMED_POINTS = 8

@@ -20,7 +20,6 @@ from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 from gguf.quants import dequantize, quantize
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.export.gguf.container import GgufFile, Tensor, Value
 from depthcut.export.gguf.layout import (
     DECI,
     DECI_FROM,
@@ -31,6 +30,7 @@ from depthcut.export.gguf.layout import (
     rotated_order,
     window_period,
 )
+from depthcut.gguf.container import GgufFile, Tensor, Value
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
 from depthcut.model.packing import PackedBlock
 from depthcut.model.sublayers import MANIFEST, is_marked

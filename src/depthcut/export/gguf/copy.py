@@ -18,7 +18,6 @@ from gguf import GGUFValueType
 
 from depthcut.export import VerificationError
 from depthcut.export.gguf import engine
-from depthcut.export.gguf.container import GgufFile, StoredTensor, Tensor, Value, read_file, write_file
 from depthcut.export.gguf.layout import (
     DECI,
     DECI_FROM,
@@ -31,6 +30,7 @@ from depthcut.export.gguf.layout import (
     rotated_order,
     window_period,
 )
+from depthcut.gguf.container import GgufFile, StoredTensor, Tensor, Value, read_file, write_file
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.packing import PackedBlock, check_units, is_dense, pack
 from depthcut.types import InputError, Unit

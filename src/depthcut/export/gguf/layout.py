@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 
-from depthcut.export.gguf.container import Tensor, Value, tensor_bytes
+from depthcut.gguf.container import Tensor, Value, tensor_bytes
 from depthcut.model.packing import PackedBlock
 from depthcut.types import InputError
 

@@ -15,7 +15,7 @@ from typing import Any
 from gguf import GGUFValueType, TokenType
 from transformers import PreTrainedTokenizerBase
 
-from depthcut.export.gguf.container import Value
+from depthcut.gguf.container import Value
 from depthcut.types import InputError
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from depthcut.export import VerificationError
 from depthcut.export.gguf import engine
-from depthcut.export.gguf.container import GgufFile, read_file
 from depthcut.export.gguf.convert import conversions, metadata, restored, tensors
 from depthcut.export.gguf.layout import type_name
 from depthcut.export.gguf.write import PROBE_TEXT_KEY, PROBE_TOKENS
+from depthcut.gguf.container import GgufFile, read_file
 
 SCORED_TOKENS = 48
 GREEDY_TOKENS = 16

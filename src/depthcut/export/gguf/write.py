@@ -8,9 +8,9 @@ from pathlib import Path
 from gguf import GGMLQuantizationType, GGUFValueType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from depthcut.export.gguf.container import Value, read_file, write_file
 from depthcut.export.gguf.convert import metadata, tensors
 from depthcut.export.gguf.tokenizer import tokenizer_keys
+from depthcut.gguf.container import Value, read_file, write_file
 from depthcut.model.files import file_digest, find_gguf
 from depthcut.types import InputError
 

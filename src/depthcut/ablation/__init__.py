@@ -1,0 +1,1 @@
+"""What the output loses without a set of units."""

@@ -1,0 +1,81 @@
+"""What a run would do, without doing it: `--dry-run`. Nothing is written and nothing is searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from depthcut.model.flops import measure_work
+from depthcut.model.load import ModelSource
+from depthcut.model.units import empty_model
+from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
+from depthcut.preview.estimate import Estimate, estimate
+from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
+from depthcut.run.plan import find_plan, make_plan
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import Session, find_model, pose_problem
+from depthcut.search.problem import Problem
+from depthcut.types import Cost, InputError, Plan
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        plan: None where only a search could tell, or scores of weights that are not here.
+        device: what the hours are for.
+        program_bytes: what Python and the libraries take of the same memory.
+    """
+
+    source: ModelSource
+    problem: Problem
+    plan: Plan | None
+    estimate: Estimate
+    device: DeviceProfile
+    num_devices: int
+    program_bytes: int
+
+
+def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1) -> Preview:
+    """What a run takes, and its plan where one pass at most finds it.
+
+    Weights load only for the static scores. A directory with a configuration and no weights is estimated all the same.
+
+    Args:
+        device_profile: `here`, which is measured for a second, or a published device.
+
+    Raises:
+        InputError: the run would be refused before it searches, or there is no such profile.
+    """
+    recipe.check()
+    check_profile(device_profile)
+    if num_devices < 1:
+        raise InputError(f"{num_devices} devices cannot run anything; give --devices 1 or more")
+    source = find_model(recipe, needs_weights=False)
+    problem = pose_problem(recipe, source)
+    search = recipe.build_search()
+    measured = problem.budget.kind in ("increase", "latency")
+    work = measure_work(empty_model(source.config, source.dtype), source.architecture)
+    device = find_profile(device_profile, source.dtype, work.hidden_size, work.widest)
+    program = 0 if device.on_accelerator else resident_bytes()
+    plan = None
+    if search.needs == "configuration" and not measured:
+        plan = make_plan(recipe, source, problem, None, Cost())
+    elif source.has_weights:
+        session = Session.prepare(recipe, source)
+        if search.needs == "scores" and not measured:
+            plan = find_plan(session.load(), problem, None)[1]
+    gguf_bytes = (source.folder / source.gguf_file).stat().st_size if source.gguf_file else 0
+    room = Room(KEPT_BY_DEFAULT, None)
+    if not device.on_accelerator:
+        room = share_out(recipe.memory_bytes, source.weight_bytes)
+    expected = estimate(
+        recipe,
+        problem,
+        work,
+        room,
+        removed=plan.removed if plan else None,
+        weight_bytes=source.weight_bytes,
+        gguf_bytes=gguf_bytes,
+    )
+    return Preview(source, problem, plan, expected, device, num_devices, program)

@@ -1,0 +1,1 @@
+"""The process and its surroundings: ranks, journal, workspace, memory, progress, faults."""

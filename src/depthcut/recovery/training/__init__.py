@@ -1,5 +1,0 @@
-"""What the recoveries that train share: the schedule, the text in order, the teacher, LoRA, and the Trainer itself.
-
-Only `trainer` and `adapters` import the Trainer and peft, which take a second or two: the recoveries import these two
-when they repair, so that listing or checking a recovery stays quick.
-"""

@@ -1,0 +1,317 @@
+"""Dense and pruned model run side by side, front to back, while new weights are fitted to kept sublayers.
+
+`refit.py` says what they are fitted to and why. Groups are left one after the other; memory holds one stream of each
+model, or a file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthcut.model.stream import Batch, DecoderStream, Run
+from depthcut.model.sublayers import missing_units
+from depthcut.repair import Damage
+from depthcut.repair.moments import Moments, held_out_sequences
+from depthcut.repair.projections import (
+    calls_of,
+    gain_after,
+    lacking,
+    maps_that_read,
+    matrix_of,
+    normed,
+    reach,
+    replace_matrix,
+)
+from depthcut.types import Unit
+
+
+@dataclass(frozen=True)
+class Group:
+    """Kept sublayers that are entered together: one, or those of a block whose branches are parallel.
+
+    Attributes:
+        dense: the units in the dense model.
+        pruned: the same units in the pruned one.
+        dense_stop: position in the dense model where the next group begins.
+        pruned_start, pruned_stop: positions in the pruned model, likewise.
+        before_removal: whether something was removed from where it is to where the next group begins.
+        after_removal: whether something was removed before it.
+    """
+
+    dense: tuple[Unit, ...]
+    pruned: tuple[Unit, ...]
+    dense_stop: int
+    pruned_start: int
+    pruned_stop: int
+    before_removal: bool
+    after_removal: bool
+
+
+@dataclass
+class Change:
+    """New weights for linear maps, made and unmade at will.
+
+    Attributes:
+        maps: each with what its matrix changes by, (outputs, inputs).
+    """
+
+    maps: list[tuple[nn.Module, torch.Tensor]]
+
+    def __post_init__(self) -> None:
+        self._before = [matrix_of(module) for module, _ in self.maps]
+
+    def make(self, step: float = 1.0) -> None:
+        """Replaces the matrices by those before plus a share of the change."""
+        for (module, change), before in zip(self.maps, self._before, strict=True):
+            replace_matrix(module, before + step * change.to(before))
+
+    def unmake(self) -> None:
+        for (module, _), before in zip(self.maps, self._before, strict=True):
+            replace_matrix(module, before)
+
+
+class FrontToBack:
+    """Both models run side by side, one group of sublayers at a time; memory holds one stream of each.
+
+    Args:
+        pruned: repaired in place: its modules change, its tensors are replaced.
+
+    Attributes:
+        last_cut: position in the dense model where the last removed run ends, known once groups are asked for.
+    """
+
+    last_cut = 0
+
+    def __init__(self, damage: Damage, pruned: PreTrainedModel, ridges: Sequence[float]) -> None:
+        self.damage, self.dense = damage, damage.dense
+        self.pruned = DecoderStream(pruned, self.dense.architecture)
+        self.ridges = ridges
+        samples = damage.text
+        self._rows = [
+            slice(begin, begin + damage.batch_size) for begin in range(0, len(samples.input_ids), damage.batch_size)
+        ]
+        self._held_out = held_out_sequences(len(samples.input_ids))
+
+    def __enter__(self) -> FrontToBack:
+        self._scratch = TemporaryDirectory(ignore_cleanup_errors=True)
+        shape = (*self.damage.text.input_ids.shape, self.dense.model.config.get_text_config().hidden_size)
+        self._dense_streams, self._pruned_streams = (self._storage(name, shape) for name in ("dense", "pruned"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._dense_streams, self._pruned_streams
+        self._scratch.cleanup()
+
+    def _storage(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Room for a stream of all sequences; in a file where memory is too small for it."""
+        dtype, count = self.dense.model.dtype, torch.Size(shape).numel()
+        if 2 * count * dtype.itemsize <= self.damage.memory_budget:
+            return torch.empty(shape, dtype=dtype)
+        file = Path(self._scratch.name) / name
+        return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
+
+    def groups(self) -> Iterator[tuple[Group, Group | None]]:
+        """Groups from the last but one before the first removed unit on, each with the next where that stands before a
+        removed run; each must be left by one of the other methods.
+        """
+        found = list(self._find_groups())
+        cuts = [group if group.before_removal else None for group in found[1:]] + [None]
+        concerned = [
+            (group, cut)
+            for group, cut in zip(found, cuts, strict=True)
+            if cut or group.before_removal or group.after_removal
+        ]
+        if not concerned:
+            return
+        first = concerned[0][0]
+        self.last_cut = max((group.dense_stop for group in found if group.before_removal), default=0)
+        begin = self.dense.units.index(first.dense[0])
+        if self.dense.architecture.parallel:
+            begin -= begin % len(self.dense.architecture.branches)
+        batches = list(self._batches(self.dense))
+        for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
+            part = [batches[place] for place in together]
+            entering = self.dense.run_together([Run(batch, stop=begin) for _, batch in part])
+            for (rows, batch), stream in zip(part, entering, strict=True):
+                self._dense_streams[rows] = stream
+                # What was removed before the first kept sublayer was there in the dense model.
+                self._pruned_streams[rows] = batch.embedded if first.after_removal else stream
+        self._dense_at = begin
+        num_left = len(concerned)
+        try:
+            for group, cut in concerned:
+                yield group, cut
+                num_left -= 1
+                self.damage.advance(100 / len(concerned))
+        finally:
+            self.damage.advance(100 * num_left / len(concerned))
+
+    def _find_groups(self) -> Iterator[Group]:
+        dense, pruned, removed = self.dense, self.pruned, self.damage.removed
+        missing = missing_units(pruned.model.config)
+        kept = [unit for unit in dense.units if unit not in removed]
+        present = [unit for unit in pruned.units if unit not in missing]
+        pairs = list(zip(kept, present, strict=True))
+        per_block = len(dense.architecture.branches)
+        groups: list[list[tuple[Unit, Unit]]] = []
+        for pair in pairs:
+            if dense.architecture.parallel and groups and groups[-1][0][0].layer == pair[0].layer:
+                groups[-1].append(pair)
+            else:
+                groups.append([pair])
+
+        def start(stream: DecoderStream, unit: Unit) -> int:
+            position = stream.units.index(unit)
+            return position - position % per_block if dense.architecture.parallel else position
+
+        for index, group in enumerate(groups):
+            following = groups[index + 1][0] if index + 1 < len(groups) else None
+            dense_start = start(dense, group[0][0])
+            dense_stop = start(dense, following[0]) if following else len(dense.units)
+            yield Group(
+                dense=tuple(pair[0] for pair in group),
+                pruned=tuple(pair[1] for pair in group),
+                dense_stop=dense_stop,
+                pruned_start=start(pruned, group[0][1]),
+                pruned_stop=start(pruned, following[1]) if following else len(pruned.units),
+                before_removal=bool(removed.intersection(dense.units[dense_start:dense_stop])),
+                after_removal=bool(removed.intersection(dense.units[:dense_start])),
+            )
+
+    def _batches(self, stream: DecoderStream) -> Iterator[tuple[slice, Batch]]:
+        samples = self.damage.text
+        for rows in self._rows:
+            yield rows, stream.prepare(samples.input_ids[rows], samples.attention_mask[rows])
+
+    def _run(self, group: Group, rows: slice, batch: Batch) -> torch.Tensor:
+        """The pruned stream after a group."""
+        entering = self._pruned_streams[rows].to(batch.embedded.device)
+        return self.pruned.run(batch, start=group.pruned_start, stop=group.pruned_stop, stream=entering)
+
+    def advance(self, group: Group) -> None:
+        """Leaves a group as it is."""
+        self._advance_dense(group)
+        self.leave(group)
+
+    def _advance_dense(self, group: Group) -> None:
+        for rows, batch in self._batches(self.dense):
+            entering = self._dense_streams[rows].to(batch.embedded.device)
+            self._dense_streams[rows] = self.dense.run(
+                batch, start=self._dense_at, stop=group.dense_stop, stream=entering
+            )
+        self._dense_at = group.dense_stop
+
+    def leave(self, group: Group) -> None:
+        """Leaves a group whose output projections were fitted."""
+        for rows, batch in self._batches(self.pruned):
+            self._pruned_streams[rows] = self._run(group, rows, batch)
+
+    def _add(
+        self,
+        moments: Moments,
+        rows: slice,
+        batch: Batch,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:
+        """Adds the tokens of a batch, (sequences, length, ...) each, that are no pads."""
+        moments.add_sequences(inputs, targets, weights, batch.token_mask, self._held_out[rows])
+
+    def _solve(self, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Moments.solve`, in the room that paged weights leave: none of them runs meanwhile."""
+        if self.dense.pager is not None:
+            self.dense.pager.let_all_go()
+        return moments.solve(self.ridges)
+
+    def fit_reads(self, group: Group) -> Change:
+        """The maps that read the stream times one that takes the pruned reading to the dense one."""
+        maps: list[tuple[nn.Module, torch.Tensor]] = []
+        for unit in group.pruned:
+            block = self.pruned.blocks[unit.layer]
+            branch = self.pruned.architecture.branches[unit.kind].of(block)
+            if not branch.projection:
+                continue
+            width = self._dense_streams.shape[-1]
+            moments = Moments(width, width, self.dense.model.dtype)
+            for rows, batch in self._batches(self.pruned):
+                device = batch.embedded.device
+                read, meant = (
+                    normed(block, branch, streams[rows].to(device))
+                    for streams in (self._pruned_streams, self._dense_streams)
+                )
+                self._add(moments, rows, batch, read, meant - read, torch.ones(read.shape[:2], device=device))
+            change, _ = self._solve(moments)
+            rows, batch = next(self._batches(self.pruned))
+            with maps_that_read(getattr(block, (*branch.leading, branch.core)[0])) as readers:
+                self._run(group, rows, batch)
+            maps += [(module, matrix_of(module) @ change.to(matrix_of(module))) for module in readers]
+        return Change(maps)
+
+    def fit_writes(self, group: Group, *, widest: bool, cut: Group | None = None) -> tuple[Change, dict[str, float]]:
+        """Solves the output projections of a group for the stream after it, or after a group that follows.
+
+        Args:
+            widest: whether a projection may change in any way, where memory suffices to solve for that; else only by a
+                map of what it gave.
+            cut: the group that follows. Without it the group is to be left by `leave`, whether the change is made or
+                not.
+
+        Returns:
+            The change, and by dense unit the share of the error on held-out tokens that it leaves.
+        """
+        blocks = [self.pruned.blocks[unit.layer] for unit in group.pruned]
+        branches = [
+            self.pruned.architecture.branches[unit.kind].of(block)
+            for unit, block in zip(group.pruned, blocks, strict=True)
+        ]
+        if cut is None:
+            self._advance_dense(group)
+        if not all(branch.projection for branch in branches):
+            return Change([]), {}
+        projections: list[nn.Module] = [
+            attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
+        ]
+        gain = gain_after(blocks[0], branches[0], self._dense_streams.shape[-1])
+        widths = [matrix_of(projection).shape[1] for projection in projections]
+        room = self.damage.solving_bytes
+        widest = widest and (room is None or Moments.bytes(sum(widths), len(gain)) <= room)
+        widths = widths if widest else [len(gain) for _ in widths]
+        moments = Moments(sum(widths), len(gain), self.dense.model.dtype)
+        for rows, batch in self._batches(self.pruned):
+            entering = self._pruned_streams[rows].to(batch.embedded.device)
+            with calls_of(projections, entering.shape[:-1]) as calls:
+                after = self._run(group, rows, batch)
+            written = torch.stack([output for _, output in calls]).sum(dim=0)
+            scale = reach(after - entering, written, gain)
+            features = torch.cat(
+                [
+                    inputs if widest else inputs @ matrix_of(projection).T
+                    for projection, (inputs, _) in zip(projections, calls, strict=True)
+                ],
+                dim=-1,
+            )
+            meant = self._dense_streams[rows].to(after.device)
+            if cut is not None:
+                samples = self.damage.text
+                after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
+                batch_of_dense = self.dense.prepare(samples.input_ids[rows], samples.attention_mask[rows])
+                meant = self.dense.run(batch_of_dense, start=self._dense_at, stop=cut.dense_stop, stream=meant)
+            self._add(moments, rows, batch, features * scale, *lacking(after, meant, gain))
+        change, left = self._solve(moments)
+        parts = torch.split(change, widths, dim=1)
+        maps = [
+            (projection, part if widest else part.to(matrix_of(projection)) @ matrix_of(projection))
+            for projection, part in zip(projections, parts, strict=True)
+        ]
+        energy = moments.energy * gain.double().cpu().square()
+        share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
+        return Change(maps), {str(unit): share for unit in group.dense}

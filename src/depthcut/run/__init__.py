@@ -1,0 +1,1 @@
+"""A run, stage by stage, from the recipe to the written directory."""

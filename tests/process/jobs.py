@@ -1,0 +1,34 @@
+"""The command line under torchrun, on a tiny model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SMALL = {"calibration_samples": 6, "calibration_length": 16, "evaluation_samples": 2, "evaluation_length": 16}
+OPTIONS = SMALL | {"dtype": "float32", "device": "cpu", "repair": "none", "speed": False, "remove": "2"}
+
+
+def torchrun(num_ranks, words, script=("-m", "depthcut"), **options):
+    """A job of ranks on this machine, as a running process."""
+    flags = ["--nproc-per-node", str(num_ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    for name, value in options.items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *flags, *map(str, script), *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def words(model, output, **options):
+    """The options of `prune` as on the command line."""
+    given = ["prune", str(model), "-o", str(output)]
+    for name, value in (OPTIONS | options).items():
+        option = name.replace("_", "-")
+        given += (
+            [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+        )
+    return given

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.calibration.samples import Samples, token_digest
+from depthcut.model.device import own_seed
 from depthcut.types import InputError
 
 # Part of what the seed means: with another batch size the same seed gives other text.
@@ -26,8 +27,8 @@ def sample_self(
 ) -> Samples:
     """Samples `num_samples` sequences of `length` token ids, BOS included.
 
-    The same seed gives the same ids on the same device and dtype; the global random state of CPU and CUDA and the
-    model's generation settings are restored on exit, also after an exception. The model should be in eval mode. Costs
+    The same seed gives the same ids on the same device and dtype; the random states and
+    the model's generation settings are restored on exit. The model should be in eval mode. Costs
     `length` - 1 forward passes of one token for every 8 sequences.
 
     Raises:
@@ -37,7 +38,7 @@ def sample_self(
         raise InputError(f"{num_samples} samples of {length} token ids: ask for at least 1 sample and 2 token ids")
     first = torch.tensor([[_first_token(model, tokenizer)]], device=model.device)
     batches: list[torch.Tensor] = []
-    with _plain_generation(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _plain_generation(model), own_seed():
         torch.manual_seed(seed)
         for start in range(0, num_samples, BATCH_SIZE):
             opening = first.expand(min(BATCH_SIZE, num_samples - start), 1)

@@ -6,13 +6,13 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 
-import torch
 from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
 from depthcut.evaluation.ideal import Work, with_ideals, work_of
 from depthcut.evaluation.language import compare_language
 from depthcut.evaluation.speed import ROUNDS, compare_speed, kv_bytes_per_token, prompt_length
+from depthcut.model.device import device_label
 from depthcut.model.quantisation import num_elements
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
@@ -26,13 +26,6 @@ def software() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     packages = ("depthcut", "torch", "transformers")
     return {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
-
-
-def device_name(model: PreTrainedModel) -> str:
-    """The device as a person would call it."""
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def compare(
@@ -82,7 +75,7 @@ def stamped(measurements: Sequence[Measurement], model: PreTrainedModel) -> list
     """The measurements with the software and the device that they were made with."""
     stamp = {
         "software": " ".join(f"{name} {version}" for name, version in software().items()),
-        "device": device_name(model),
+        "device": device_label(model.device),
     }
     return [measurement.model_copy(update=stamp) for measurement in measurements]
 

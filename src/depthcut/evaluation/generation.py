@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from depthcut.evaluation.paired import DIFFERENCE, Estimate, dense_score, difference, other_score, stratum
 from depthcut.evaluation.probes import MEASURES, PROBES, Probe, repeated_share
+from depthcut.model.device import own_seed
 from depthcut.types import GenerationSample, Measurement
 
 TEMPERATURE = 0.8
@@ -103,8 +104,7 @@ def generate(
 ) -> list[int]:
     """The tokens that follow a prompt, its own left out."""
     input_ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with own_seed():
         torch.manual_seed(seed)
         chosen = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0} if sample else {}
         found = model.generate(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from depthcut.model.device import synchronize
 from depthcut.model.latency import cache_argument
 from depthcut.types import Measurement
 
@@ -136,8 +137,7 @@ def time_once(model: PreTrainedModel, input_ids: torch.Tensor, prompt_tokens: in
 
 
 def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    synchronize(model.device)
     return time.perf_counter()
 
 

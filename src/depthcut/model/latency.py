@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from depthcut.model.bypass import bypass
+from depthcut.model.device import synchronize
 from depthcut.model.stream import DecoderStream
 from depthcut.types import Latency, Unit, UnitKind
 
@@ -78,6 +79,5 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    synchronize(model.device)
     return time.perf_counter()

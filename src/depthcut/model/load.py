@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
 from depthcut.model.dequantise import dequantise
+from depthcut.model.device import chosen_device
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
 from depthcut.model.paging import Pager, take_weights
 from depthcut.model.probe import know
@@ -125,7 +126,10 @@ class ModelSource:
             model.hf_quantizer = None
             model.is_quantized = False
         settle(model)
-        return (model if stored is not None else model.to(device)).eval()
+        if stored is None:
+            # Some devices make a tensor of each name while moving: tied weights become one again.
+            model.to(device).tie_weights()
+        return model.eval()
 
     def _load_paged(self, pager: Pager, arguments: dict[str, Any], stored: str | None) -> PreTrainedModel:
         if stored is not None:
@@ -160,25 +164,6 @@ class ModelSource:
                 f"the weights of {self.provenance.source} lack {min(found['missing_keys'])}, which would be made up at "
                 "random; download or write the model again"
             )
-
-
-def chosen_device(name: str) -> str:
-    """The device that `auto` stands for: the first GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(name: str) -> None:
-    """Raises InputError where there is no such device."""
-    if name == "auto":
-        return
-    try:
-        torch.empty(0, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"there is no device {name!r} here; use auto, cpu, cuda, cuda:1 or another of torch"
-        ) from error
 
 
 def resolve(

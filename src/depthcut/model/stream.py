@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from depthcut.model.architectures import Architecture
 from depthcut.model.bypass import bypass
+from depthcut.model.device import free_cached_memory
 from depthcut.model.paging import pager_of
 from depthcut.process.faults import is_out_of_memory
 from depthcut.types import InputError, ResourceError, Unit
@@ -122,6 +123,7 @@ class DecoderStream:
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         input_ids = input_ids.to(self.model.device)
+        attention_mask = None if attention_mask is None else attention_mask.to(self.model.device)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         streams: list[torch.Tensor] = []
 
@@ -237,7 +239,7 @@ class DecoderStream:
                     visit(*around)
                 return output
         # Only here is the failed attempt's memory free again: the exception held it.
-        torch.cuda.empty_cache()
+        free_cached_memory(self.model.device)
         return self._run_block_in_parts(batch, layer, hidden, units, visit)
 
     def _run_fewer_at_once(self, shape: torch.Size, error: Exception) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from depthcut.model.device import default_device, device_label
 from depthcut.registry import unknown_name
 from depthcut.types import InputError
 
@@ -93,10 +94,10 @@ def find_profile(name: str, dtype: torch.dtype, hidden_size: int, widest: int) -
 
 @torch.no_grad()
 def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DeviceProfile:
-    """Times the two products of a feed-forward part of the model's size on the first GPU, else the CPU: a second."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Times the two products of a feed-forward part of the model's size where `auto` runs: a second."""
+    device = torch.device(default_device())
     width = min(widest, 2**14)
-    tokens = torch.ones(MEASURED_TOKENS if device.type == "cuda" else MEASURED_TOKENS // 4, hidden_size)
+    tokens = torch.ones(MEASURED_TOKENS // 4 if device.type == "cpu" else MEASURED_TOKENS, hidden_size)
     inputs = tokens.to(device, dtype)
     up = torch.ones(hidden_size, width, device=device, dtype=dtype)
     down = torch.ones(width, hidden_size, device=device, dtype=dtype)
@@ -111,8 +112,8 @@ def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DevicePro
         run()
         runs += 1
     measured = runs * 4 * len(inputs) * hidden_size * width / (time.perf_counter() - began)
-    if device.type == "cuda":
-        memory, name = torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        memory, name = torch.accelerator.get_memory_info()[1], device_label(device)
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         name = f"this machine with {torch.get_num_threads()} threads"
@@ -124,5 +125,5 @@ def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DevicePro
         memory_bytes_per_second=math.inf,
         host_bytes_per_second=DISK_BYTES_PER_SECOND,
         is_here=True,
-        on_accelerator=device.type == "cuda",
+        on_accelerator=device.type != "cpu",
     )

@@ -92,19 +92,18 @@ class Ranks:
         Raises:
             InputError: there are fewer GPUs than processes on this machine.
         """
-        if self.count == 1 or wanted not in ("auto", "cuda"):
-            return wanted
         import torch
 
-        if not torch.cuda.is_available():
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if self.count == 1 or accelerator is None or wanted not in ("auto", accelerator.type):
             return wanted
-        place, num_devices = int(os.environ.get("LOCAL_RANK", self.index)), torch.cuda.device_count()
+        place, num_devices = int(os.environ.get("LOCAL_RANK", self.index)), torch.accelerator.device_count()
         if place >= num_devices:
             raise InputError(
-                f"this machine has {num_devices} GPUs and more processes than that; start as many as there are GPUs, "
-                "or give --device cuda:0 or cpu to let them share one"
+                f"this machine has {num_devices} {accelerator.type} devices and more processes than that; start as "
+                f"many as there are devices, or give --device {accelerator.type}:0 or cpu to let them share one"
             )
-        return f"cuda:{place}"
+        return f"{accelerator.type}:{place}"
 
     @contextlib.contextmanager
     def one_voice(self) -> Iterator[None]:

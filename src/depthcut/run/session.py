@@ -20,7 +20,8 @@ from depthcut.calibration import (
     sample_text,
 )
 from depthcut.evaluation.questions import Questions
-from depthcut.model.load import ModelSource, check_device, chosen_device, resolve
+from depthcut.model.device import check_device, chosen_device
+from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import ModelSizes, sizes_from_config

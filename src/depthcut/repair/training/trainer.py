@@ -30,6 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from depthcut.calibration import Samples
+from depthcut.model.device import own_seed
 from depthcut.process.ranks import Ranks
 from depthcut.repair import Damage
 from depthcut.repair.training.copies import trained
@@ -42,6 +43,9 @@ CHECKPOINT_SECONDS = 120.0
 
 CURVE_POINTS = 200
 TRAINED_FILE = "trained.safetensors"
+
+TRAINING_DEVICE = "ACCELERATE_TORCH_DEVICE"
+"""Where accelerate is told of a device that it does not look for."""
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -67,7 +71,7 @@ def train(
             "CUDA_VISIBLE_DEVICES to choose another, and give --device cuda"
         )
     text = TrainingText(damage.text, goal, training_rows(damage.text, schedule.num_sequences, damage.seed))
-    with _quietly(), own_randomness():
+    with _quietly(), own_randomness(), _on(model.device):
         arguments = _arguments(model, schedule, learning_rate, damage, folder)
         watch = _Watch(damage, schedule.batch_size)
         trainer = HealingTrainer(goal, damage.ranks, model=model, args=arguments, train_dataset=text, callbacks=[watch])
@@ -85,7 +89,7 @@ def own_randomness() -> Iterator[None]:
     """Leaves the process's random numbers as they were: the Trainer seeds all of them, and NF4 layers draw some."""
     python, of_numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with own_seed():
             yield
     finally:
         random.setstate(python)
@@ -189,7 +193,9 @@ def _arguments(
     at_once = schedule.sequences_at_once(damage.batch_size, num_ranks)
     half = model.dtype != torch.float32
     # A float32 model on a CPU trains in float32: bfloat16 is slower there unless the processor has it.
-    bf16 = half if on_cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # A float32 model trains in mixed precision on CUDA alone: elsewhere bfloat16 may be the slower one.
+    on_cuda = model.device.type == "cuda"
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else half
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
@@ -202,8 +208,8 @@ def _arguments(
         train_sampling_strategy="sequential",
         use_cpu=on_cpu,
         bf16=bf16,
-        fp16=model.device.type == "cuda" and not bf16,
-        dataloader_pin_memory=not on_cpu,
+        fp16=on_cuda and not bf16,
+        dataloader_pin_memory=on_cuda,
         remove_unused_columns=False,
         save_strategy="no",
         save_total_limit=1,
@@ -236,6 +242,19 @@ def _grouped(losses: list[tuple[int, float]]) -> Curve:
     size = -(-len(losses) // CURVE_POINTS) or 1
     groups = [losses[begin : begin + size] for begin in range(0, len(losses), size)]
     return tuple((group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups)
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Has the Trainer use a device that it would not find by itself; it finds CUDA's."""
+    if device.type in ("cpu", "cuda"):
+        yield
+        return
+    os.environ[TRAINING_DEVICE] = str(device)
+    try:
+        yield
+    finally:
+        del os.environ[TRAINING_DEVICE]
 
 
 @contextmanager

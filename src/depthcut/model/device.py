@@ -1,0 +1,67 @@
+"""The accelerator that a model runs on, asked of torch so that any it has will do: CUDA, XPU, MPS, NPU and others."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from depthcut.types import InputError
+
+
+def default_device() -> str:
+    """The first accelerator that torch can use here, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator.type
+
+
+def chosen_device(name: str) -> str:
+    """The device that `auto` stands for, else the one that is named."""
+    return default_device() if name == "auto" else name
+
+
+def check_device(name: str) -> None:
+    """Raises InputError where there is no such device."""
+    if name == "auto":
+        return
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"there is no device {name!r} here; use auto, cpu, cuda, cuda:1 or another of torch"
+        ) from error
+
+
+def device_label(device: torch.device) -> str:
+    """The device as a person would call it."""
+    if device.type == "cpu":
+        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(device) if named is None else str(named(device))
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that was asked of it."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Gives back what torch keeps of a device's memory for tensors to come."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+@contextlib.contextmanager
+def own_seed() -> Iterator[None]:
+    """Restores the random numbers of the CPU and of all accelerators on exit, also after an exception."""
+    accelerator = torch.accelerator.current_accelerator()
+    # The generator of MPS cannot be asked for its state by device.
+    if accelerator is None or accelerator.type == "mps":
+        with torch.random.fork_rng(devices=[]):
+            yield
+        return
+    with torch.random.fork_rng(devices=range(torch.accelerator.device_count()), device_type=accelerator.type):
+        yield

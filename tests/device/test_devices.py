@@ -1,0 +1,87 @@
+"""Whole runs on a stand-in accelerator find what they find on the CPU, and no tensor is made on the wrong device.
+
+The stand-in refuses operations on tensors of different devices, as a GPU does, and computes with the CPU's kernels.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from device.scenarios import SCENARIOS
+
+pytestmark = pytest.mark.device
+
+HERE = Path(__file__).parent
+ROUNDING = 64 * torch.finfo(torch.float32).eps
+"""Of sums over a few dozen float32 terms, in another order where the CPU has a fused kernel that the stand-in lacks."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What every scenario found, by device, and the folder of its weights."""
+    if not (shutil.which("g++") and shutil.which("ninja")):
+        pytest.fail("the stand-in accelerator needs a C++ compiler: install g++ and ninja, or leave out -m device")
+    runs = {}
+    for device in ("cpu", "standin"):
+        folder = tmp_path_factory.mktemp(device)
+        path = [*sys.path, *([str(HERE / "standin")] if device == "standin" else [])]
+        child = subprocess.run(
+            [sys.executable, str(HERE / "scenarios.py"), device, str(folder)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert child.returncode == 0, child.stderr[-2000:]
+        runs[device] = json.loads((folder / "found.json").read_text()), folder
+    return runs
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_run_finds_on_an_accelerator_what_it_finds_on_the_cpu(found, name):
+    (on_cpu, cpu_folder), (on_device, device_folder) = found["cpu"], found["standin"]
+    assert "failed" not in on_cpu[name], on_cpu[name]["failed"]
+    assert "failed" not in on_device[name], on_device[name]["failed"]
+    expected, given = on_cpu[name], on_device[name]
+    assert (expected.pop("device"), given.pop("device")) == ("cpu", "standin:0")
+    assert_alike(given, expected)
+    weights, there = (load_file(folder / f"{name}.safetensors") for folder in (cpu_folder, device_folder))
+    assert weights.keys() == there.keys()
+    for tensor in weights:
+        torch.testing.assert_close(there[tensor], weights[tensor], rtol=ROUNDING, atol=ROUNDING)
+
+
+def assert_alike(given, expected):
+    """Equal but for the rounding of numbers."""
+    if isinstance(expected, dict):
+        assert given.keys() == expected.keys()
+        for key in expected:
+            assert_alike(given[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(given) == len(expected)
+        for one, other in zip(given, expected, strict=True):
+            assert_alike(one, other)
+    elif isinstance(expected, float):
+        assert given == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
+    else:
+        assert given == expected
+
+
+@pytest.mark.usefixtures("found")
+def test_a_tensor_on_the_wrong_device_is_noticed():
+    # What the comparison above rests on: else a tensor made on the CPU by mistake would go unnoticed.
+    child = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.ones(2, device='standin') + torch.ones(2)"],
+        env=os.environ | {"PYTHONPATH": str(HERE / "standin")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 1 and "at least two devices, standin:0 and cpu!" in child.stderr

@@ -21,9 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.model.architectures import Architecture, Branch
 from depthcut.model.bypass import Emulation, remove_branch
 from depthcut.model.layer_config import check_layer_config, cut_config
-from depthcut.model.packing import check_units, pack
+from depthcut.model.packing import check_units, is_dense, pack
 from depthcut.model.quantisation import tensors
 from depthcut.model.sublayers import is_marked, mark
+from depthcut.model.wrappers import decoder_config, is_wrapper, num_blocks
 from depthcut.types import InputError, Unit
 
 
@@ -38,13 +39,20 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         raise InputError(
             "this model's blocks already lack sublayers; begin from the dense model and remove more of it at once"
         )
-    check_units(architecture, config.num_hidden_layers, removed)
-    units = architecture.units(config.num_hidden_layers)
+    check_units(architecture, num_blocks(config), removed)
+    units = architecture.units(num_blocks(config))
     packed = pack(units, removed, architecture)
+    if is_wrapper(config) and not is_dense(packed, architecture):
+        raise InputError(
+            f"a {config.model_type} model carries its decoder inside, and loads only where its blocks are whole; "
+            "remove whole blocks: --unit block or pair"
+        )
     if removed:
-        check_layer_config(config, packed)
+        check_layer_config(decoder_config(config), packed)
     if "mixer" in architecture.branches:
-        _require_every_mixer(config, {unit.layer for unit in units if unit.kind == "mixer" and unit not in removed})
+        _require_every_mixer(
+            decoder_config(config), {unit.layer for unit in units if unit.kind == "mixer" and unit not in removed}
+        )
 
 
 def _require_every_mixer(config: PreTrainedConfig, kept: Collection[int]) -> None:
@@ -78,7 +86,7 @@ def apply(
         InputError: see `check_removal`.
     """
     check_removal(model.config, architecture, removed)
-    units = architecture.units(model.config.num_hidden_layers)
+    units = architecture.units(num_blocks(model.config))
     emulations = emulations or {}
     packed = pack(units, set(removed) - set(emulations), architecture)
     pruned = twin(model)
@@ -111,7 +119,7 @@ def apply(
     if missing:
         mark(pruned, missing, ranks)
     if removed:
-        cut_config(pruned.config, packed, len(units) // len(architecture.branches))
+        cut_config(decoder_config(pruned.config), packed, len(units) // len(architecture.branches))
     return pruned
 
 

@@ -34,23 +34,19 @@ by `make families`; a test compares every cell. A family is known by the `model_
 - `vLLM` (0.32), `llama.cpp`: engines that know the family, and so run what blocks and pairs leave, which is an ordinary
   checkpoint; llama.cpp through its own converter where `gguf` says no.
 
-Of a checkpoint that is multimodal, save the text part by itself first, for example
-
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-    whole = AutoModelForImageTextToText.from_pretrained(NAME)
-    text = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
-    text.model.load_state_dict(whole.model.language_model.state_dict())
-    text.lm_head.load_state_dict(whole.lm_head.state_dict())
-    text.save_pretrained(DIRECTORY)
-    AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY)
+Models that read images too (`...ForConditionalGeneration`: Gemma 3, Mistral Small 3, Llama 4, Qwen2.5-VL, Qwen3-VL,
+Qwen3.5, LLaVA and others whose decoder is one of these families or like one) are loaded with their own class and pruned
+inside, by `block` or `pair`: text alone calibrates and measures, and every tensor outside the decoder is written with
+its old bytes. `--export text-only` writes the language model by itself as well. `tests/model/test_multimodal.py` proves
+it on seven of them.
 
 """
 REFUSED_HEAD = """
 
 ## Refused
 
-Types whose blocks are not residual branches on one stream, or that are no language models alone; a type that stands
-nowhere here is examined when it is first met (see [adding a family](adding-a-family.md)).
+Types whose blocks are not residual branches on one stream; a type that stands nowhere here is
+examined when it is first met (see [adding a family](adding-a-family.md)).
 
 | type | reason |
 |---|---|

@@ -12,7 +12,7 @@ import pytest
 import torch
 from family_engines import LLAMA_CPP, VLLM
 from fresh_reader import FreshReader
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import depthcut
@@ -115,7 +115,7 @@ def test_a_hybrid_keeps_a_mixer_of_each_kind():
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_refused_types_are_refused_with_their_reason(model_type):
     with pytest.raises(InputError, match="cannot be pruned: it"):
-        find_architecture(SimpleNamespace(model_type=model_type))
+        find_architecture(CONFIG_MAPPING[model_type]())
 
 
 def test_no_type_is_both_known_and_refused():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import tiny
 from depthcut.model.architectures import FAMILIES, Architecture, Branch, find_architecture
@@ -67,4 +67,4 @@ def test_an_unknown_type_is_examined_told_and_pruned(tmp_path, capsys):
 
 def test_a_type_that_is_none_of_transformers_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="'llamas' are not supported; the nearest families that are: llama"):
-        know(type("Config", (), {"model_type": "llamas"})())
+        know(type("Config", (PreTrainedConfig,), {"model_type": "llamas"})())

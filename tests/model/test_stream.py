@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 import tiny
 from depthcut.model.architectures import FAMILIES, find_architecture
@@ -131,5 +132,5 @@ def test_bypass_restores_the_model_after_an_exception():
 
 def test_an_unknown_family_is_refused_with_the_nearest_ones():
     with pytest.raises(InputError, match="'gemma4x'.*gemma"):
-        find_architecture(type("Config", (), {"model_type": "gemma4x"})())
+        find_architecture(type("Config", (PreTrainedConfig,), {"model_type": "gemma4x"})())
     assert "llama" in FAMILIES

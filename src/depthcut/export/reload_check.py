@@ -11,7 +11,8 @@ import tempfile
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 @torch.no_grad()
@@ -22,7 +23,9 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
     placed: dict[str, object] = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
     if weights == "disk":
         placed = {"device_map": {"": "disk"}, "offload_folder": tempfile.gettempdir()}
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    nested = config.get_text_config(decoder=True) is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    loader = AutoModelForImageTextToText if nested else AutoModelForCausalLM
+    model, loading = loader.from_pretrained(
         directory,
         dtype=getattr(torch, dtype.removeprefix("torch.")),
         output_loading_info=True,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from depthcut.model.wrappers import LIKE, blocks_of_wrapper, decoder_config, is_wrapper
 from depthcut.types import InputError, Unit, UnitKind
 
 if TYPE_CHECKING:
@@ -371,24 +372,17 @@ VARIANTS: dict[str, Callable[[PreTrainedConfig], Architecture]] = {
 }
 """Families whose configuration chooses between forms of a block."""
 
-_MULTIMODAL = "are multimodal; save the text part by itself first (docs/families.md)"
-
 REFUSED: dict[str, str] = {
     "deepseek_v4": "its blocks carry several streams at once and mix them anew in every block",
     "diffllama": "its attentions compute with the index of their block, which changes when blocks leave",
     "doge": "its blocks scale the stream that passes them",
     "falcon_h1": "its mixers are all set up anew on loading, so that none can be missing",
-    "gemma3": f"its checkpoints {_MULTIMODAL}",
-    "gemma3n": "its blocks carry several streams at once, and later ones read keys and values of earlier ones",
     "gemma3n_text": "its blocks carry several streams at once, and later ones read keys and values of earlier ones",
-    "gemma4": "its blocks scale the stream that passes them, and later ones read keys and values of earlier ones",
     "gemma4_text": "its blocks scale the stream that passes them, and later ones read keys and values of earlier ones",
-    "llama4": f"its checkpoints {_MULTIMODAL}",
     "longcat_flash": "its blocks hold two attentions with a feed-forward part across them",
     "minicpm3": "its blocks compute with the number of blocks, which changes when blocks leave",
     "minimax": "its blocks add to the normed stream, so that nothing passes through them unchanged",
     "openai-gpt": "its blocks normalise the sum of stream and branch without a branch to take out",
-    "qwen3_5": f"its checkpoints {_MULTIMODAL}",
     "recurrent_gemma": "its blocks keep what they have read in themselves, not in a cache",
     "rwkv": "its first block normalises the embedding, and its weights are rescaled by the index of their block",
     "zamba": "its blocks share one attention, so taking one out changes others",
@@ -399,16 +393,19 @@ REFUSED: dict[str, str] = {
 
 
 def family_type(config: PreTrainedConfig) -> str:
-    """The stock model type of a configuration, also where its blocks lack sublayers."""
-    return str(config.model_type).removeprefix(PRUNED_PREFIX)
+    """The stock model type of a decoder's configuration, also where its blocks lack sublayers."""
+    model_type = str(decoder_config(config).model_type).removeprefix(PRUNED_PREFIX)
+    return LIKE.get(model_type, model_type)
 
 
 def find_architecture(config: PreTrainedConfig) -> Architecture:
-    """The row for a model's configuration; needs no weights.
+    """The row for a model's configuration; needs no weights. Of a model that carries its decoder inside, the decoder's.
 
     Raises:
         InputError: the family has no row.
     """
+    if is_wrapper(config):
+        return replace(find_architecture(decoder_config(config)), blocks=blocks_of_wrapper(config))
     model_type = family_type(config)
     if model_type in REFUSED:
         raise _refusal(config, REFUSED[model_type])

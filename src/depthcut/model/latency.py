@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from depthcut.model.bypass import bypass
 from depthcut.model.device import synchronize
 from depthcut.model.stream import DecoderStream
+from depthcut.model.wrappers import decoder_config
 from depthcut.types import Latency, Unit, UnitKind
 
 CONTEXT_TOKENS = 128
@@ -67,7 +68,9 @@ def _decode(stream: DecoderStream, without: Collection[Unit], context: torch.Ten
 
 def _but_the_first(stream: DecoderStream, kind: UnitKind) -> list[Unit]:
     """The units of a kind without the first; of mixers without the first of each sort."""
-    sorts: list[str] = (getattr(stream.model.config, "layer_types", None) if kind == "mixer" else None) or []
+    sorts: list[str] = (
+        getattr(decoder_config(stream.model.config), "layer_types", None) if kind == "mixer" else None
+    ) or []
     sorts = sorts or [kind] * len(stream.blocks)
     return [unit for unit in stream.units if unit.kind == kind and sorts.index(sorts[unit.layer]) < unit.layer]
 

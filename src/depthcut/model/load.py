@@ -24,7 +24,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
@@ -43,6 +42,7 @@ from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
 from depthcut.model.units import sizes_from_config
+from depthcut.model.wrappers import auto_class, num_blocks
 from depthcut.types import InputError, Provenance
 
 READING_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, MemoryError)
@@ -116,7 +116,7 @@ class ModelSource:
             # Quantised weights are put where they stay: not every kind can be moved afterwards.
             arguments["device_map"] = {"": device}
         with _reading(self.provenance.source, "weights"):
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = auto_class(self.config).from_pretrained(
                 self.folder, dtype=self.dtype, output_loading_info=True, **arguments
             )
         self._require_all(found)
@@ -144,7 +144,7 @@ class ModelSource:
                 folder.mkdir()
                 dequantise(self.folder / self.gguf_file, self.config, self.dtype, folder)
                 arguments.pop("gguf_file")
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = auto_class(self.config).from_pretrained(
                 folder,
                 dtype=self.dtype,
                 output_loading_info=True,
@@ -228,7 +228,7 @@ def resolve(
         revision=revision if kind == "hub" else None,
         digest=file_digest(_identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
         model_type=config.model_type,
-        num_blocks=config.num_hidden_layers,
+        num_blocks=num_blocks(config),
         dtype=stored if dtype == "auto" else dtype,
         quantisation=stored_as,
     )

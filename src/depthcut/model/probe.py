@@ -27,6 +27,7 @@ from depthcut.model.architectures import FAMILIES, REFUSED, Architecture, Branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import PackedBlock
 from depthcut.model.stream import DecoderStream, probe
+from depthcut.model.wrappers import decoder_config
 from depthcut.types import InputError, UnitKind
 
 NUM_TOKENS = 7
@@ -77,7 +78,7 @@ def know(config: PreTrainedConfig) -> str | None:
     if model_type in FAMILIES or model_type in REFUSED or model_type not in CONFIG_MAPPING:
         find_architecture(config)
         return None
-    found = examine(config)
+    found = examine(decoder_config(config))
     FAMILIES[model_type] = found
     return row(model_type, found)
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import Architecture
 from depthcut.model.quantisation import num_elements
+from depthcut.model.wrappers import auto_class
 from depthcut.types import Unit, UnitKind, UnitSize
 
 
@@ -92,7 +93,7 @@ def head_dim(config: PreTrainedConfig) -> int:
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model without weights, on the meta device: all its shapes, in milliseconds."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = auto_class(config).from_config(config, dtype=dtype)
     model.tie_weights()
     return model
 

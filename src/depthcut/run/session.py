@@ -75,7 +75,7 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     )
     problem.check()
     recipe.build_search().check(problem)
-    check_removal(source.config, source.architecture, units[:1])
+    check_removal(source.config, source.architecture, [unit for first in problem.candidates()[:1] for unit in first])
     return problem
 
 

@@ -1,0 +1,79 @@
+"""Models that read images are loaded with their own class, pruned inside, and outside the decoder stay as they are."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import depthcut
+from depthcut.model.wrappers import blocks_of_wrapper
+from depthcut.types import InputError
+from model import multimodal
+
+OPTIONS = {
+    "remove": "2",
+    "calibration_samples": 4,
+    "calibration_length": 16,
+    "evaluation_samples": 2,
+    "evaluation_length": 16,
+    "speed": False,
+    "device": "cpu",
+}
+
+
+@pytest.mark.parametrize("name", multimodal.SETTINGS)
+def test_the_decoder_is_pruned_and_all_else_kept(name, tmp_path):
+    source = multimodal.save(name, tmp_path / "dense")
+    forms = [] if name in ("qwen2_5_vl", "qwen3_vl") else ["text-only"]
+    result = depthcut.prune(str(source), output=tmp_path / "out", export=forms, **OPTIONS)
+    assert not result.not_written
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == json.loads((source / "config.json").read_text())["architectures"]
+    text = config["text_config"]
+    assert text["num_hidden_layers"] == 4
+    assert len(text.get("layer_types") or [0] * 4) == 4
+
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    outside = {key for key in before if ".layers." not in key or "vision" in key or "visual" in key}
+    assert outside == {key for key in after if ".layers." not in key or "vision" in key or "visual" in key}
+    assert len(outside) > 10
+    for key in outside:
+        assert before[key].numpy().tobytes() == after[key].numpy().tobytes(), key
+
+    given = multimodal.image_and_text(name)
+    with torch.no_grad():
+        expected = result.model(**given).logits
+        other = result.model(**(given | {"pixel_values": 1 - given["pixel_values"]})).logits
+    assert not torch.equal(other, expected)
+    save_file(given, tmp_path / "inputs.safetensors")
+    reader = Path(multimodal.__file__).with_name("image_reader.py")
+    words = [tmp_path / "out", tmp_path / "inputs.safetensors", tmp_path / "found.safetensors"]
+    child = subprocess.run([sys.executable, str(reader), *map(str, words)], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-1000:]
+    found = load_file(tmp_path / "found.safetensors")["logits"]
+    rounding = 64 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
+
+    if forms:
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "text-only", dtype=torch.float32).eval()
+        ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+        with torch.no_grad():
+            torch.testing.assert_close(alone(input_ids=ids).logits, result.model(input_ids=ids).logits)
+
+
+def test_single_sublayers_of_such_a_model_are_refused_before_weights_load(tmp_path):
+    source = multimodal.save("gemma3", tmp_path / "dense")
+    with pytest.raises(InputError, match="a gemma3 model carries its decoder inside.*--unit block or pair"):
+        depthcut.prune(str(source), unit="attn", **OPTIONS)
+
+
+def test_where_the_blocks_are_is_true_for_every_type():
+    for name in multimodal.SETTINGS:
+        made = multimodal.model(name)
+        assert len(made.get_submodule(blocks_of_wrapper(made.config))) == multimodal.TEXT["num_hidden_layers"]

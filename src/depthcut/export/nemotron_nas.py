@@ -26,6 +26,8 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrai
 
 from depthcut.evaluation.engines import find_interpreter
 from depthcut.export import EXPORTS
+from depthcut.export.companions import copy_model_files, write_tokenizer
+from depthcut.export.config_file import for_every_reader, rope_of
 from depthcut.export.hf import make_readable
 from depthcut.export.second_reader import verify_with
 from depthcut.model.architectures import PRUNED_PREFIX
@@ -63,12 +65,14 @@ class NemotronNas:
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config = _configuration(model)
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        entries = for_every_reader(config, rope_of(model.config))
+        (folder / "config.json").write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copyfile(CONFIGURATION_FILE, folder / CONFIGURATION_FILE.name)
         save_torch_state_dict(_tensors(model, config), str(folder))
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        copy_model_files(model, folder)
+        write_tokenizer(tokenizer, folder)
         make_readable(folder)
 
     def verify(self, folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:

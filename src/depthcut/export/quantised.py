@@ -73,6 +73,8 @@ def quantise(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
             trust_remote_code=False,
         )
     settle(quantised)
+    # The files that it was quantised from are gone; what it comes from is the model's source.
+    quantised.name_or_path = quantised.config.name_or_path = model.name_or_path
     return quantised.eval()
 
 

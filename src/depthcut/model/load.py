@@ -85,10 +85,17 @@ class ModelSource:
         arguments: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
         return arguments | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 
+    @property
+    def _origin(self) -> Path:
+        """Where it was read from; beside a GGUF file lies what may be another model's."""
+        return self.folder / self.gguf_file if self.gguf_file else self.folder
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own tokenizer."""
         with _reading(self.provenance.source, "tokenizer"):
-            return AutoTokenizer.from_pretrained(self.folder, **self._arguments())
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, **self._arguments())
+        tokenizer.name_or_path = str(self._origin)
+        return tokenizer
 
     def load_model(self, device: str = "auto", pager: Pager | None = None) -> PreTrainedModel:
         """Reads the weights; the model is in eval mode and can be saved (a dequantised one too).
@@ -121,6 +128,7 @@ class ModelSource:
             )
         self._require_all(found)
         if self.gguf_file:
+            model.name_or_path = model.config.name_or_path = str(self._origin)
             # A dequantised model still carries its quantisation and would refuse to be saved.
             model.config.__dict__.pop("quantization_config", None)
             model.hf_quantizer = None
@@ -154,6 +162,7 @@ class ModelSource:
                 **arguments,
             )
             take_weights(model, pager, self.dtype, list(self.architecture.block_list(model)))
+        model.name_or_path = model.config.name_or_path = str(self._origin)
         self._require_all(found)
         return model.eval()
 

@@ -46,14 +46,6 @@ def test_a_sources_files_are_copied_byte_for_byte(source, form, tmp_path):
     assert not any((written / name).exists() for name in LEFT)
 
 
-def test_generation_settings_that_transformers_refuses_to_write_are_copied(source, tmp_path):
-    # A temperature without sampling: published so, and an error on writing.
-    settings = '{"temperature": 0.6, "do_sample": false}'
-    (source.folder / "generation_config.json").write_text(settings)
-    hf.write_directory(source.load_model("cpu"), source.load_tokenizer(), tmp_path)
-    assert (tmp_path / "generation_config.json").read_text() == settings
-
-
 def test_a_tokenizer_without_files_is_written_in_words_of_transformers_4(tmp_path):
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})

@@ -18,6 +18,11 @@ from depthcut.export import hf, reload_check
 from depthcut.model.architectures import FAMILIES, Architecture
 from depthcut.types import Unit
 
+ROUNDING = 64 * torch.finfo(torch.float32).eps
+"""What the order of float32 sums may change in a number of the order of one: a log-probability or KL in nats, a cosine,
+a logit as a share of the largest. Log-probabilities here are down to -16, so that each is rounded to 8 eps; the sums
+over 32 to 97 terms behind them, through six blocks, carry a few roundings of the same size each way."""
+
 NUM_BLOCKS = 6
 VOCABULARY = 97
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]

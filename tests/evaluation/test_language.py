@@ -46,8 +46,8 @@ def test_perplexity_is_that_of_transformers_own_loss(family):
     for name, model in (("dense", dense), ("pruned", pruned)):
         # Sequences are equally long, so the mean of all tokens is transformers' mean over the batch.
         loss = float(model(input_ids=samples.input_ids, labels=samples.input_ids).loss)
-        assert found["loss", name].value == pytest.approx(loss, abs=1e-5)
-        assert found["perplexity", name].value == pytest.approx(math.exp(loss), rel=1e-5)
+        assert found["loss", name].value == pytest.approx(loss, abs=tiny.ROUNDING)
+        assert found["perplexity", name].value == pytest.approx(math.exp(loss), rel=tiny.ROUNDING)
         assert found["perplexity", name].samples == 3
 
 
@@ -59,7 +59,7 @@ def test_kl_is_that_of_a_direct_computation(family):
     found = measure(dense, pruned, samples)["kl_to_dense", "pruned"]
     log_p, log_q = (model(input_ids=samples.input_ids).logits.log_softmax(dim=-1) for model in (dense, pruned))
     direct = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
-    assert found.value == pytest.approx(float(direct.mean()), rel=1e-5)
+    assert found.value == pytest.approx(float(direct.mean()), abs=tiny.ROUNDING)
     assert found.unit == "nats per token"
 
 
@@ -82,8 +82,8 @@ def test_pads_are_left_out(family):
         log_p, log_q = (model(input_ids=row[None, :length]).logits[0].log_softmax(dim=-1) for model in (dense, pruned))
         nll.append(-log_q[:-1].gather(1, row[1:length, None]))
         kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
-    assert found["loss", "pruned"].value == pytest.approx(float(torch.cat(nll).mean()), rel=1e-5)
-    assert found["kl_to_dense", "pruned"].value == pytest.approx(float(torch.cat(kl).mean()), rel=1e-5)
+    assert found["loss", "pruned"].value == pytest.approx(float(torch.cat(nll).mean()), abs=tiny.ROUNDING)
+    assert found["kl_to_dense", "pruned"].value == pytest.approx(float(torch.cat(kl).mean()), abs=tiny.ROUNDING)
 
 
 def test_the_batch_size_changes_nothing():
@@ -91,8 +91,8 @@ def test_the_batch_size_changes_nothing():
     samples = padded(tiny.samples(num_samples=4, length=20), [20, 7, 13, 20])
     one, all_at_once = (measure(dense, pruned, samples, batch_size=size) for size in (1, 4))
     for key, row in one.items():
-        assert all_at_once[key].value == pytest.approx(row.value, rel=1e-6)
-        assert all_at_once[key].stderr == pytest.approx(row.stderr, rel=1e-4)
+        assert all_at_once[key].value == pytest.approx(row.value, rel=tiny.ROUNDING, abs=tiny.ROUNDING)
+        assert all_at_once[key].stderr == pytest.approx(row.stderr, rel=tiny.ROUNDING, abs=tiny.ROUNDING)
 
 
 @torch.no_grad()
@@ -102,9 +102,9 @@ def test_standard_errors_are_those_over_sequences():
     found = measure(dense, pruned, samples)
     losses = torch.tensor([float(pruned(input_ids=row[None], labels=row[None]).loss) for row in samples.input_ids])
     error = float(losses.double().std() / math.sqrt(5))
-    assert found["loss", "pruned"].stderr == pytest.approx(error, rel=1e-3)
+    assert found["loss", "pruned"].stderr == pytest.approx(error, abs=tiny.ROUNDING)
     perplexity = found["perplexity", "pruned"]
-    assert perplexity.stderr == pytest.approx(perplexity.value * error, rel=1e-3)
+    assert perplexity.stderr == pytest.approx(perplexity.value * error, abs=perplexity.value * tiny.ROUNDING)
     one = measure(dense, pruned, tiny.samples(num_samples=1))
     assert all(row.stderr is None for row in one.values())
 
@@ -124,7 +124,7 @@ def test_a_longer_sequence_weighs_more_in_the_standard_error_too():
         dtype=torch.float64,
     )
     mean = float((counts * means).sum() / counts.sum())
-    assert found.value == pytest.approx(mean, rel=1e-5)
+    assert found.value == pytest.approx(mean, abs=tiny.ROUNDING)
     # The textbook variance of a ratio estimator: weighted squares of the deviations from the corpus mean.
     variance = float(((counts / counts.mean()) ** 2 * (means - mean) ** 2).sum() / (3 * 2))
-    assert found.stderr == pytest.approx(math.sqrt(variance), rel=1e-4)
+    assert found.stderr == pytest.approx(math.sqrt(variance), abs=tiny.ROUNDING)

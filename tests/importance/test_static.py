@@ -54,12 +54,12 @@ def test_block_metrics_agree_with_plain_hooks(family):
             "relative-magnitude": (norm(y - x) / norm(y)).mean(),
         }
         for metric, value in expected.items():
-            assert found[metric, "block"][str(layer)] == pytest.approx(value, abs=1e-5), (layer, metric)
+            assert found[metric, "block"][str(layer)] == pytest.approx(value, abs=tiny.ROUNDING), (layer, metric)
     for layer in range(tiny.NUM_BLOCKS):
         for n in range(1, tiny.NUM_BLOCKS - layer + 1):
             x, y = h[layer][:, -1], h[layer + n][:, -1]
             cosine = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
-            assert angular[layer][n - 1] == pytest.approx((np.arccos(cosine) / np.pi).mean(), abs=1e-5)
+            assert angular[layer][n - 1] == pytest.approx((np.arccos(cosine) / np.pi).mean(), abs=tiny.ROUNDING)
 
 
 def norm_l1(values):
@@ -86,9 +86,9 @@ def test_sublayer_metrics_agree_with_what_the_branch_adds(family):
         f, b = added[kind], before[kind]
         a = b + f
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-        assert found["cosine", "sublayer"][f"3.{kind}"] == pytest.approx(1 - cosine.mean(), abs=1e-5)
+        assert found["cosine", "sublayer"][f"3.{kind}"] == pytest.approx(1 - cosine.mean(), abs=tiny.ROUNDING)
         ratio = np.linalg.norm(f, axis=-1) / np.linalg.norm(a, axis=-1)
-        assert found["relative-magnitude", "sublayer"][f"3.{kind}"] == pytest.approx(ratio.mean(), abs=1e-5)
+        assert found["relative-magnitude", "sublayer"][f"3.{kind}"] == pytest.approx(ratio.mean(), abs=tiny.ROUNDING)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
@@ -106,7 +106,7 @@ def test_a_planted_identity_block_is_ranked_last_by_every_metric(family):
         names = ["2"] if unit == "block" else ["2.attn", "2.ffn"]
         ranked = sorted(values, key=values.__getitem__)
         assert set(ranked[: len(names)]) == set(names), (metric, unit)
-        assert all(abs(values[name]) < 1e-6 for name in names), (metric, unit)
+        assert all(abs(values[name]) < tiny.ROUNDING for name in names), (metric, unit)
     assert min((row[0], layer) for layer, row in enumerate(angular))[1] == 2
 
 
@@ -117,9 +117,9 @@ def test_pads_are_left_out_and_the_last_token_is_the_last_one_that_is_no_pad():
     plain, plain_angular = table(stream, samples)
     masked, masked_angular = table(stream, padded)
     for key, values in plain.items():
-        assert masked[key] == pytest.approx(values, abs=1e-5), key
+        assert masked[key] == pytest.approx(values, abs=tiny.ROUNDING), key
     for row, expected in zip(masked_angular, plain_angular, strict=True):
-        assert row == pytest.approx(expected, abs=1e-5)
+        assert row == pytest.approx(expected, abs=tiny.ROUNDING)
 
 
 def test_the_batch_size_changes_nothing_and_memory_keeps_no_sequence():
@@ -127,8 +127,8 @@ def test_the_batch_size_changes_nothing_and_memory_keeps_no_sequence():
     one, angular_one = table(stream, samples, batch_size=1)
     all_, angular_all = table(stream, samples, batch_size=5)
     for key in one:
-        assert one[key] == pytest.approx(all_[key], abs=1e-6)
-    assert np.concatenate(angular_one) == pytest.approx(np.concatenate(angular_all), abs=1e-6)
+        assert one[key] == pytest.approx(all_[key], abs=tiny.ROUNDING)
+    assert np.concatenate(angular_one) == pytest.approx(np.concatenate(angular_all), abs=tiny.ROUNDING)
 
 
 def test_standard_errors_are_those_of_the_sequences():
@@ -139,7 +139,7 @@ def test_standard_errors_are_those_of_the_sequences():
     for row in range(4):
         only = replace(samples, input_ids=samples.input_ids[row : row + 1], attention_mask=samples.attention_mask[:1])
         alone.append(table(stream, only)[0]["block-influence", "block"]["1"])
-    assert influence.standard_errors["1"] == pytest.approx(np.std(alone, ddof=1) / math.sqrt(4), rel=1e-4)
+    assert influence.standard_errors["1"] == pytest.approx(np.std(alone, ddof=1) / math.sqrt(4), abs=tiny.ROUNDING)
 
 
 def test_nan_activations_are_named_with_their_unit():

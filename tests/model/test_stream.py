@@ -94,7 +94,7 @@ def test_pads_do_not_change_the_tokens_before_them():
     mask = (torch.arange(12) < 8).long()[None]
     plain = stream.run(stream.prepare(ids))
     masked = stream.run(stream.prepare(padded, mask))
-    torch.testing.assert_close(masked[:, :8], plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(masked[:, :8], plain, atol=tiny.ROUNDING, rtol=tiny.ROUNDING)
 
 
 def test_logits_in_small_pieces_are_the_same(monkeypatch):
@@ -106,7 +106,9 @@ def test_logits_in_small_pieces_are_the_same(monkeypatch):
         monkeypatch.setattr("depthcut.model.stream.LOGIT_BYTES", 4 * tiny.VOCABULARY * 3 * 5)
         pieces = list(stream.logits(batch, final))
     assert [positions.stop - positions.start for positions, _ in pieces] == [5, 5, 2]
-    torch.testing.assert_close(torch.cat([piece for _, piece in pieces], dim=1), whole[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([piece for _, piece in pieces], dim=1), whole[0], atol=tiny.ROUNDING, rtol=tiny.ROUNDING
+    )
 
 
 def test_the_probe_refuses_a_block_that_does_more_than_its_row_says():

@@ -1,5 +1,6 @@
 """The command line under torchrun: the same plan, one voice, and ranks or jobs that are killed at any moment."""
 
+import contextlib
 import json
 import random
 import re
@@ -12,6 +13,7 @@ import pytest
 from jobs import OPTIONS, torchrun, words
 
 import depthcut
+import tiny
 
 HEALED = {"repair": "lora,steps=3,batch_size=6,dropout=0,rank=2", "repair_samples": 8}
 
@@ -34,7 +36,7 @@ def test_ranks_write_what_one_process_writes_and_train_together(model, tmp_path)
     assert len(told) == 1 and 0 < int(told[0][1]) < int(told[0][0])
     [one], [two] = (json.loads((tmp_path / name / "repair.json").read_text()) for name in ("one", "two"))
     assert two["kept"] == one["kept"] == alone.repairs[0].kept
-    assert two["after"] == pytest.approx(one["after"], abs=1e-5)
+    assert two["after"] == pytest.approx(one["after"], abs=tiny.ROUNDING)
     for (step, loss), (other_step, other) in zip(one["curve"], two["curve"], strict=True):
         assert step == other_step and loss == pytest.approx(other, abs=1e-4)
 
@@ -67,8 +69,11 @@ def test_a_killed_rank_is_restarted_and_a_killed_job_resumed(model, tmp_path):
     folder, killed = tmp_path / ".killed.unfinished", words(model, tmp_path / "killed", **options)
 
     def lines():
-        journals = [file.read_text() for file in folder.glob("journal*.jsonl")]
-        return [line for text in journals for line in text.split("\n")[1:-1]]
+        # The ranks unite their journals when they begin anew: one that was listed may be gone when it is read.
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                journals = [file.read_text() for file in folder.glob("journal*.jsonl")]
+                return [line for text in journals for line in text.split("\n")[1:-1]]
 
     def wait_for_more(job):
         known = len(lines())

@@ -132,6 +132,8 @@ class Provenance(Record):
         source: what the user named: hub id, directory or file.
         revision: commit of a hub model.
         digest: sha256 over names, sizes and sampled bytes of the configuration and weight files.
+        dtype: what is computed in.
+        written_dtype: what the pruned model is written in; None where that is the same.
         quantisation: storage type of the source's weights, where quantised: of a GGUF, which is dequantised on loading
             (`Q4_1`), or of a directory, which stays as it is (`nf4`).
     """
@@ -143,6 +145,7 @@ class Provenance(Record):
     model_type: str
     num_blocks: int
     dtype: str
+    written_dtype: str | None = None
     quantisation: str | None = None
 
     def __str__(self) -> str:

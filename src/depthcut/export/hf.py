@@ -27,6 +27,7 @@ from depthcut.export.config_file import changed_entries, write_config
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
 from depthcut.model.load import resolve
 from depthcut.model.paging import Pager, in_shards, pager_of, parts
+from depthcut.model.precision import in_written_dtype
 from depthcut.model.quantisation import quantisation
 from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
 
@@ -53,9 +54,10 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them; and
     # how tensors were quantised on loading cannot be undone on saving.
     stock = not is_marked(model.config) and quantisation(model.config) is None
-    with without_bars(), in_shards(model) as arguments:
-        model.save_pretrained(folder, save_original_format=stock, **arguments)
-    write_config(model, folder)
+    with in_written_dtype(model):
+        with without_bars(), in_shards(model) as arguments:
+            model.save_pretrained(folder, save_original_format=stock, **arguments)
+        write_config(model, folder)
     copy_model_files(model, folder)
 
 

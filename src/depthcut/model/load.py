@@ -38,6 +38,7 @@ from depthcut.model.dequantise import dequantise
 from depthcut.model.device import chosen_device
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
 from depthcut.model.paging import Pager, take_weights
+from depthcut.model.precision import computing_dtype, write_in
 from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
@@ -73,6 +74,25 @@ class ModelSource:
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.provenance.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def written_dtype(self) -> torch.dtype:
+        """What the pruned model is written in."""
+        return getattr(torch, self.provenance.written_dtype or self.provenance.dtype)  # type: ignore[no-any-return]
+
+    def on(self, device: str, room_bytes: float) -> ModelSource:
+        """The same, computed in what suits the device best; see `computing_dtype`.
+
+        Args:
+            room_bytes: that weights may take.
+        """
+        parameters = sizes_from_config(self.config, self.architecture, self.dtype).parameters
+        dtype = computing_dtype(self.dtype, chosen_device(device), parameters, room_bytes)
+        if dtype == self.dtype or self.provenance.quantisation is not None:
+            return self
+        names = {"dtype": dtype, "written_dtype": self.written_dtype}
+        changed = {field: str(chosen).removeprefix("torch.") for field, chosen in names.items()}
+        return replace(self, provenance=self.provenance.model_copy(update=changed))
 
     @property
     def weight_bytes(self) -> int:
@@ -137,6 +157,7 @@ class ModelSource:
         if stored is None:
             # Some devices make a tensor of each name while moving: tied weights become one again.
             model.to(device).tie_weights()
+            write_in(model, self.written_dtype)
         return model.eval()
 
     def _load_paged(self, pager: Pager, arguments: dict[str, Any], stored: str | None) -> PreTrainedModel:
@@ -180,6 +201,7 @@ def resolve(
     *,
     revision: str | None = None,
     dtype: str = "auto",
+    save_dtype: str = "auto",
     trust_remote_code: bool = False,
     needs_weights: bool = True,
 ) -> ModelSource:
@@ -188,7 +210,8 @@ def resolve(
     Args:
         name: what the user wrote.
         revision: commit, tag or branch of a hub model.
-        dtype: a torch dtype's name, or `auto`: the stored one (float32 for a GGUF).
+        dtype: what is computed in, a torch dtype's name, or `auto`: the stored one (float32 for a GGUF).
+        save_dtype: what a pruned model is written in, likewise; `auto` is the stored one (bfloat16 for a GGUF).
         trust_remote_code: run code that comes with the model; off unless asked for.
         needs_weights: whether a directory that holds a configuration alone is refused.
 
@@ -198,8 +221,9 @@ def resolve(
     Raises:
         InputError: there is no such model, it is damaged, or its family is not supported.
     """
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise InputError(f"dtype {dtype!r} is unknown; use auto, float32, bfloat16 or float16")
+    for given in (dtype, save_dtype):
+        if given not in ("auto", "float32", "bfloat16", "float16"):
+            raise InputError(f"dtype {given!r} is unknown; use auto, float32, bfloat16 or float16")
     packaged = PACKAGED_MODELS.get(name)
     kind: Literal["hub", "directory", "gguf"]
     path = packaged_file(name, packaged) if packaged else Path(name).expanduser()
@@ -231,6 +255,10 @@ def resolve(
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
     if stored_as is not None:
         require_reader(stored_as, f"the model {name}, stored as {stored_as},")
+    computed = stored if dtype == "auto" else dtype
+    # What was computed in 16 bits has no more to write.
+    written = ("bfloat16" if gguf_file else stored) if computed == "float32" else computed
+    written = written if save_dtype == "auto" else save_dtype
     provenance = Provenance(
         source=name,
         format=kind,
@@ -238,7 +266,8 @@ def resolve(
         digest=file_digest(_identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
         model_type=config.model_type,
         num_blocks=num_blocks(config),
-        dtype=stored if dtype == "auto" else dtype,
+        dtype=computed,
+        written_dtype=None if written == computed else written,
         quantisation=stored_as,
     )
     source = ModelSource(

@@ -35,6 +35,11 @@ class Room:
     solving: int | None = None
 
 
+def room_for_weights(budget: int | None) -> float:
+    """Bytes that weights may take before they are paged, of a budget or of what is free."""
+    return FILLED * _free_bytes() if budget is None else budget / 2
+
+
 def share_out(budget: int | None, weight_bytes: int) -> Room:
     """What a run may take of memory, by its budget or by what is free.
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.calibration import Samples
 from depthcut.model.architectures import Architecture
+from depthcut.model.precision import round_weights
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
 from depthcut.process.ranks import ALONE, Ranks
@@ -166,6 +167,8 @@ def repair_and_judge(
     # One judges for all, who might otherwise disagree by a rounding.
     before = damage.ranks.from_first(lambda: judge(pruned))
     repaired = method.repair(damage, pruned)
+    # What is judged, measured and written is one model.
+    round_weights(repaired.model, list(pruned.parameters()))
     after = damage.ranks.from_first(lambda: judge(repaired.model))
     helps = after < before
     record = Repair(

@@ -228,7 +228,7 @@ def export(
     """
     exporter = _exporter(form, tensor_type)
     check_output(output, overwrite=overwrite, resume=False)
-    source = resolve(directory, dtype=dtype)
+    source = resolve(directory, dtype=dtype, save_dtype=dtype)
     _require_other_folder(output, source)
     exporter.check(source.config)
     tokenizer = source.load_tokenizer()
@@ -403,7 +403,8 @@ def _about(source: ModelSource, measurements: Sequence[Measurement]) -> list[Mea
 
 def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
     dense_files = [source.folder / source.gguf_file] if source.gguf_file else source.folder.glob("*.safetensors")
-    stored = source.provenance.quantisation or source.provenance.dtype
+    written = str(source.written_dtype).removeprefix("torch.")
+    stored = source.provenance.quantisation or written
     sizes = [
         Measurement(
             name="bytes_on_disk",
@@ -414,7 +415,7 @@ def _bytes_on_disk(source: ModelSource, folder: Path) -> list[Measurement]:
         )
         for model, files, dtype in (
             ("dense", dense_files, stored),
-            ("pruned", folder.glob("*.safetensors"), source.provenance.dtype if source.gguf_file else stored),
+            ("pruned", folder.glob("*.safetensors"), written if source.gguf_file else stored),
         )
     ]
     return _about(source, sizes)

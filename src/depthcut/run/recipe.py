@@ -47,7 +47,8 @@ class Recipe(Record):
         model: hub id, directory, `.gguf` file or alias.
         revision: commit, tag or branch of a hub model.
         trust_remote_code: whether code that comes with the model runs.
-        dtype: precision of the weights and of all passes; `auto` is the stored one.
+        dtype: precision of all passes; `auto` is the stored one, or float32 on a CPU that is much faster at it.
+        save_dtype: precision of the written weights; `auto` is the stored one (bfloat16 for a GGUF).
         device: a torch device, or `auto`: the first GPU where there is one.
         remove: share (`25%`) or count of units to remove; either this or `budget`.
         method: how units are chosen; the rest of its hyper-parameters are `metric`, `objective`, `search`, `swap` and
@@ -90,6 +91,7 @@ class Recipe(Record):
     revision: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     method: str = "greedy"
     metric: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -25,7 +26,7 @@ from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import ModelSizes, sizes_from_config
-from depthcut.process.memory import KEPT_BY_DEFAULT, Room, share_out
+from depthcut.process.memory import KEPT_BY_DEFAULT, Room, room_for_weights, share_out
 from depthcut.repair import check_repairs
 from depthcut.run.recipe import Recipe
 from depthcut.search.problem import Budget, Problem
@@ -42,13 +43,24 @@ def find_model(recipe: Recipe, *, needs_weights: bool = True) -> ModelSource:
         needs_weights: whether a directory that holds a configuration alone is refused.
     """
     check_device(recipe.device)
-    return resolve(
+    source = resolve(
         recipe.model,
         revision=recipe.revision,
         dtype=recipe.dtype,
+        save_dtype=recipe.save_dtype,
         trust_remote_code=recipe.trust_remote_code,
         needs_weights=needs_weights,
     )
+    if recipe.dtype != "auto":
+        return source
+    found = source.on(recipe.device, room_for_weights(recipe.memory_bytes))
+    if found.dtype != source.dtype:
+        print(
+            f"computing in {found.provenance.dtype}, in which this processor is faster; written in "
+            f"{found.provenance.written_dtype}",
+            file=sys.stderr,
+        )
+    return found
 
 
 def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
@@ -80,14 +92,14 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
 
 
 def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
-    """What has to go of this model; bytes are those of the written model's weights, in the dtype it is worked on in."""
+    """What has to go of this model; bytes are those of the written model's weights."""
     budget, stored = recipe.parsed_budget, source.provenance.quantisation
     if budget.kind == "bytes" and stored is not None and source.gguf_file is None:
         raise InputError(
             f"the weights of {source.provenance.name} are stored as {stored}, so that parameters differ in bytes; give "
             "a share, such as --budget parameters=0.8"
         )
-    return budget.of_weights(sizes.parameters, source.dtype.itemsize)
+    return budget.of_weights(sizes.parameters, source.written_dtype.itemsize)
 
 
 def _protected(names: Sequence[str], units: Sequence[Unit]) -> set[Unit]:

@@ -128,3 +128,25 @@ def test_a_longer_sequence_weighs_more_in_the_standard_error_too():
     # The textbook variance of a ratio estimator: weighted squares of the deviations from the corpus mean.
     variance = float(((counts / counts.mean()) ** 2 * (means - mean) ** 2).sum() / (3 * 2))
     assert found.stderr == pytest.approx(math.sqrt(variance), abs=tiny.ROUNDING)
+
+
+def test_the_dense_model_answers_once_for_all():
+    dense = tiny.model("llama")
+    models = [dense, *(apply(dense, find_architecture(dense.config), REMOVED[:count]) for count in (2, 4))]
+    projected = []
+    dense.get_output_embeddings().register_forward_hook(lambda *call: projected.append(call[2].shape[1]))
+    streams = [DecoderStream(model, find_architecture(model.config)) for model in models]
+    samples = tiny.samples(num_samples=3, length=40)
+    compare_language(streams[0], {"one": streams[1], "two": streams[2]}, samples)
+    assert sum(projected) == samples.input_ids.numel()
+
+
+def test_a_model_measures_the_same_whoever_is_beside_it():
+    dense = tiny.model("llama")
+    others = {str(count): apply(dense, find_architecture(dense.config), REMOVED[:count]) for count in (2, 4)}
+    streams = {name: DecoderStream(model, find_architecture(model.config)) for name, model in others.items()}
+    samples, of_dense = tiny.samples(num_samples=3, length=40), DecoderStream(dense, find_architecture(dense.config))
+    together = compare_language(of_dense, streams, samples)
+    for name, stream in streams.items():
+        alone = compare_language(of_dense, {name: stream}, samples)
+        assert [row for row in together if row.model in ("dense", name)] == alone

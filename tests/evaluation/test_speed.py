@@ -1,5 +1,7 @@
 """The KV cache's size follows from the configuration; of the speeds, what was timed and how it is told."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -114,6 +116,27 @@ def test_the_warm_up_round_counts_for_nothing():
         rounds=3,
     )
     assert {row.value for row in found if row.name == "decode_tokens_per_second"} == {8.0}
+
+
+@pytest.mark.parametrize(("spread", "rounds_taken"), [(1.04, 3), (1.2, 5)])
+def test_timing_ends_early_where_the_ratios_have_settled(spread, rounds_taken):
+    # Both models' times swing together, their ratio only by the spread.
+    busy = itertools.cycle([1.0] * 4 + [3.0] * 4)
+
+    def timer(cost, disturbance):
+        return lambda prompt, decode: Seconds(taken := cost * next(busy) * next(disturbance), taken)
+
+    swing = itertools.cycle([1.0] * 2 + [1 / spread] * 2)
+    timers = {"dense": timer(3.0, itertools.repeat(1.0)), "pruned": timer(2.0, swing)}
+    advanced = []
+    found = time_in_turn(timers, 24, rounds=5, advance=advanced.append)
+    assert {row.samples for row in found} == {rounds_taken}
+    assert sum(advanced) == 6
+
+
+def test_a_model_alone_is_timed_in_every_round():
+    found = time_in_turn({"dense": lambda prompt, decode: Seconds(1.0, 1.0)}, 24, rounds=5)
+    assert {row.samples for row in found} == {5}
 
 
 def test_a_prompt_shorter_than_the_short_context_is_both(timed, two_models):

@@ -78,11 +78,19 @@ class KL(_Mean):
     measure: str = "nats per token"
 
     def reference(self, dense: torch.Tensor) -> Reference:
-        return _entropy_terms(dense.log_softmax(dim=-1))
+        return self.reference_of(dense.log_softmax(dim=-1))
 
     def at_positions(self, reference: Reference, pruned: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.of_log_probabilities(reference, pruned.log_softmax(dim=-1))
+
+    def reference_of(self, log_p: torch.Tensor) -> Reference:
+        """The reference from the dense model's log-probabilities, for who has them."""
+        return _entropy_terms(log_p)
+
+    def of_log_probabilities(self, reference: Reference, log_q: torch.Tensor) -> torch.Tensor:
+        """One number a position from the pruned model's log-probabilities, (positions, vocabulary)."""
         p, negative_entropy = reference
-        return negative_entropy - _dot(p, pruned.log_softmax(dim=-1))
+        return negative_entropy - _dot(p, log_q)
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,11 @@ class Loss(_Mean):
         return ()
 
     def at_positions(self, reference: Reference, pruned: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(pruned, targets, reduction="none")
+        return self.of_log_probabilities(pruned.log_softmax(dim=-1), targets)
+
+    def of_log_probabilities(self, log_q: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One number a position from log-probabilities, (positions, vocabulary), for who has them."""
+        return torch.nn.functional.nll_loss(log_q, targets, reduction="none")
 
 
 @dataclass(frozen=True)

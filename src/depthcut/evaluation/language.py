@@ -27,33 +27,34 @@ def compare_language(
     perplexity = exp(total negative log-likelihood / total predicted tokens), over every token but each sequence's
     first. KL(P_dense || P_pruned) is in nats per token, over every position. Pads are left out. Standard errors are
     over sequences, that of the difference over the sequences' differences. Logits are computed in pieces, so the
-    vocabulary times the length never stands in memory. Costs one forward pass of each model, and one more vocabulary
-    projection of the dense one for each further model.
+    vocabulary times the length never stands in memory. Costs one forward pass and one vocabulary projection of each
+    model, the dense one too; a piece of the logits of every model is in memory at a time.
 
     Args:
         others: pruned models by name.
     """
-    sums: dict[str, list[torch.Tensor]] = {name: [] for name in others}
+    sums: list[torch.Tensor] = []
     predicted: list[torch.Tensor] = []
     present: list[torch.Tensor] = []
     rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
-    for together in dense.together(len(rows), 4 * dense.stream_bytes(samples.input_ids[rows[0]])):
+    streams = [dense, *others.values()]
+    # What one batch keeps: its final stream in every model, and beside them what a block works with.
+    kept_bytes = (len(streams) + 2) * dense.stream_bytes(samples.input_ids[rows[0]])
+    for together in dense.together(len(rows), kept_bytes):
         given = [(samples.input_ids[rows[i]], samples.attention_mask[rows[i]]) for i in together]
-        reference = _run_all(dense, given)
-        for name, other in others.items():
-            for ours, theirs in zip(reference, _run_all(other, given), strict=True):
-                sums[name].append(_sums_of_batch(dense, ours, other, theirs))
-        for batch, _ in reference:
+        runs = [_run_all(stream, given) for stream in streams]
+        sums += [_sums_of_batch(streams, of_batch) for of_batch in zip(*runs, strict=True)]
+        for batch, _ in runs[0]:
             predicted.append(_predicts(batch).sum(dim=-1).cpu())
             present.append(batch.token_mask.sum(dim=-1).cpu())
             advance(len(batch.input_ids))
 
     num_predicted, num_present = torch.cat(predicted), torch.cat(present)
-    totals = {name: torch.cat(parts, dim=1) for name, parts in sums.items()}
-    dense_nll = next(iter(totals.values()))[0]
+    dense_nll, *totals_of_others = torch.cat(sums, dim=1)
+    totals = dict(zip(others, zip(totals_of_others[::2], totals_of_others[1::2], strict=True), strict=True))
     data = f"{samples.description.source} ({samples.description.detail})"
     measurements = []
-    for name, nll in [("dense", dense_nll), *((name, total[1]) for name, total in totals.items())]:
+    for name, nll in [("dense", dense_nll), *((name, total[0]) for name, total in totals.items())]:
         mean, error = _mean_per_token(nll, num_predicted)
         perplexity = math.exp(mean)
         measurements += [
@@ -69,9 +70,9 @@ def compare_language(
             _measurement("loss", mean, error, "nats per token", name, data, len(nll)),
         ]
     for name, total in totals.items():
-        mean, error = _mean_per_token(total[2], num_present)
-        measurements.append(_measurement("kl_to_dense", mean, error, "nats per token", name, data, len(total[2])))
-        mean, error = _mean_per_token(total[1] - dense_nll, num_predicted)
+        mean, error = _mean_per_token(total[1], num_present)
+        measurements.append(_measurement("kl_to_dense", mean, error, "nats per token", name, data, len(dense_nll)))
+        mean, error = _mean_per_token(total[0] - dense_nll, num_predicted)
         measurements.append(
             _measurement("loss" + DIFFERENCE, mean, error, "nats per token", name, data, len(dense_nll))
         )
@@ -99,33 +100,41 @@ def _run_all(stream: DecoderStream, given: Sequence[tuple[torch.Tensor, torch.Te
     return list(zip(batches, stream.run_together([Run(batch) for batch in batches]), strict=True))
 
 
-def _sums_of_batch(dense: DecoderStream, ours: _Run, other: DecoderStream, theirs: _Run) -> torch.Tensor:
-    """Dense NLL, the other model's NLL and KL, summed over each sequence: (3, sequences), float64."""
-    batch = theirs[0]
+def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> torch.Tensor:
+    """Of each sequence the dense NLL, then every other model's NLL and KL: (2 * models - 1, sequences), float64.
+
+    Args:
+        streams: the models, the dense one first.
+        runs: the same batch in each of them.
+    """
+    batch = runs[0][0]
     predicts, tokens = _predicts(batch), batch.token_mask
     targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
-    sums = torch.zeros(3, len(targets), dtype=torch.float64)
-    pieces = zip(dense.logits(*ours), other.logits(*theirs), strict=True)
-    for (positions, dense_piece), (_, other_piece) in pieces:
+    sums = torch.zeros(2 * len(streams) - 1, len(targets), dtype=torch.float64)
+    for of_models in zip(*(stream.logits(*run) for stream, run in zip(streams, runs, strict=True)), strict=True):
+        positions = of_models[0][0]
         for row in range(len(targets)):
             at = (row, positions)
-            sums[:, row] += _sums(dense_piece[row], other_piece[row], targets[at], predicts[at], tokens[at])
+            sums[:, row] += _sums([piece[row] for _, piece in of_models], targets[at], predicts[at], tokens[at])
     return sums
 
 
 def _sums(
-    dense: torch.Tensor, other: torch.Tensor, targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
+    logits: Sequence[torch.Tensor], targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
 ) -> torch.Tensor:
-    """Dense NLL, the other model's NLL and KL, summed over one sequence's positions in float64."""
-    sums = torch.zeros(3, dtype=torch.float64)
+    """The same, summed over one sequence's positions. Each model's log-probabilities are made once and serve both."""
+    sums = torch.zeros(2 * len(logits) - 1, dtype=torch.float64)
     loss, kl = Loss(), KL()
     for begin in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(begin, begin + POSITIONS_AT_ONCE)
-        p, q = dense[part].float(), other[part].float()
-        follows = targets[part]
-        sums[0] += loss.at_positions((), p, follows)[predicts[part]].double().sum().cpu()
-        sums[1] += loss.at_positions((), q, follows)[predicts[part]].double().sum().cpu()
-        sums[2] += kl.at_positions(kl.reference(p), q, follows)[present[part]].double().sum().cpu()
+        log_p = logits[0][part].float().log_softmax(dim=-1)
+        reference = kl.reference_of(log_p)
+        values = [loss.of_log_probabilities(log_p, targets[part])[predicts[part]]]
+        for other in logits[1:]:
+            log_q = other[part].float().log_softmax(dim=-1)
+            values.append(loss.of_log_probabilities(log_q, targets[part])[predicts[part]])
+            values.append(kl.of_log_probabilities(reference, log_q)[present[part]])
+        sums += torch.stack([value.double().sum().cpu() for value in values])
     return sums
 
 

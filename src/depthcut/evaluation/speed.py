@@ -23,6 +23,9 @@ from depthcut.types import Measurement
 SHORT_CONTEXT = 16
 DECODE_TOKENS = 32
 ROUNDS = 5
+LEAST_ROUNDS = 3
+SETTLED_SPREAD = 0.05
+"""Widest range of the rounds' ratios, as a share of their median, at which half of the rounds say what all would."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,17 @@ def time_in_turn(
 
     Each round goes through the phases and times one model after the other; the order turns with every round. A speed is
     the median over rounds; a speed-up is the median of the rounds' ratios, since what disturbs a round disturbs its
-    neighbours. One warm-up round is thrown away.
+    neighbours. One warm-up round is thrown away. After half of the rounds, though no fewer than `LEAST_ROUNDS`, it ends
+    as soon as the ratios of every phase have settled; `samples` says how many there were.
 
     Args:
         timers: by model, the reference first.
         prompt_tokens: of the long prompt.
+        rounds: at most.
     """
     lengths = phases(prompt_tokens)
     seconds: dict[tuple[str, str], list[float]] = {(phase, name): [] for phase in lengths for name in timers}
+    reference, *others = timers
     for index in range(rounds + 1):
         order = list(timers) if index % 2 == 0 else list(timers)[::-1]
         for length in dict.fromkeys(lengths.values()):
@@ -70,23 +76,30 @@ def time_in_turn(
                 for phase in [phase for phase in lengths if lengths[phase] == length and index]:
                     seconds[phase, name].append(taken.prompt if phase == "prompt" else taken.decode)
         advance(1)
+        ratios = [_ratios(seconds[phase, reference], seconds[phase, name]) for phase in lengths for name in others]
+        if index >= max(LEAST_ROUNDS, -(-rounds // 2)) and ratios and all(map(_has_settled, ratios)):
+            advance(rounds - index)
+            break
 
     measurements = []
-    reference = next(iter(timers))
     for phase, length in lengths.items():
         setting = f"batch 1, prompt of {length}, {decode_tokens} decoded"
         count = length if phase == "prompt" else decode_tokens
         for name in timers:
             speed = count / statistics.median(seconds[phase, name])
-            measurements.append(_measured(f"{phase}_tokens_per_second", speed, "tokens/s", name, setting, rounds))
-        for name in list(timers)[1:]:
-            speedup = _median_ratio(seconds[phase, reference], seconds[phase, name])
-            measurements.append(_measured(f"{phase}_speedup", speedup, "ratio", name, setting, rounds))
+            measurements.append(_measured(f"{phase}_tokens_per_second", speed, "tokens/s", name, setting, index))
+        for name in others:
+            speedup = statistics.median(_ratios(seconds[phase, reference], seconds[phase, name]))
+            measurements.append(_measured(f"{phase}_speedup", speedup, "ratio", name, setting, index))
     return measurements
 
 
-def _median_ratio(before: Sequence[float], after: Sequence[float]) -> float:
-    return statistics.median(slow / fast for slow, fast in zip(before, after, strict=True))
+def _ratios(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    return [slow / fast for slow, fast in zip(before, after, strict=True)]
+
+
+def _has_settled(ratios: Sequence[float]) -> bool:
+    return max(ratios) - min(ratios) <= SETTLED_SPREAD * statistics.median(ratios)
 
 
 def _measured(name: str, value: float, unit: str, model: str, setting: str, rounds: int) -> Measurement:

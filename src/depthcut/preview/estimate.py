@@ -207,12 +207,14 @@ class _Run:
         return replace(phase, flops=phase.flops + moments, host_bytes=solved)
 
     def evaluate(self) -> Phase:
-        """Every model on the evaluation text, the dense one's logits anew beside each of the others."""
+        """Every model on the evaluation text, a piece of the logits of all of them at a time."""
         sequences, length = self.recipe.evaluation_samples, self.recipe.evaluation_length
         others = 1 + bool(self.recipe.repairs) + len(self.recipe.compare)
         left = 1 - self.problem.likely_steps / max(1, self.problem.num_removable)
         passes = 1 + others * max(0.0, left)
-        return self._passes("evaluate", passes, 2.0 * others, sequences, length, self._logit_bytes(1, 2), rows=1)
+        return self._passes(
+            "evaluate", passes, 1.0 + others, sequences, length, self._logit_bytes(1, 1 + others), rows=1
+        )
 
     def pruned_bytes(self, removed: Collection[Unit] | None) -> float | None:
         """Of the pruned model; where units of mean size go, if what goes is not known."""

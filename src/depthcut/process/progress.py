@@ -47,7 +47,9 @@ def progress(description: str, total: int) -> Iterator[Callable[[float], None]]:
         done += steps
         if (now := time.monotonic()) - told >= LOG_EVERY_SECONDS:
             told = now
-            print(f"{description}: {round(done)} of {total}, {now - started:.0f} s", file=sys.stderr, flush=True)
+            taken = now - started
+            left = f", about {taken * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            print(f"{description}: {round(done)} of {total}, {taken:.0f} s{left}", file=sys.stderr, flush=True)
 
     yield advance
     print(f"{description}: {round(done)} of {total}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

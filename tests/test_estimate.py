@@ -13,17 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from depthcut import cli
 from depthcut.ablation.ablation import Ablation
+from depthcut.commands.terminal import print_outlook
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
 from depthcut.model.flops import measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
+from depthcut.preview import outlook as outlook_module
 from depthcut.preview.device_profiles import PUBLISHED, UTILISATION, find_profile, measure_here
 from depthcut.preview.dry_run import preview
 from depthcut.preview.estimate import estimate
 from depthcut.process.memory import Room
 from depthcut.run.recipe import Recipe
+from depthcut.run.session import find_model, pose_problem
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
 from depthcut.types import InputError
@@ -242,3 +245,30 @@ def test_a_dry_run_prints_every_stage(command, configuration, tmp_path):
 def test_no_device_is_made_up():
     with pytest.raises(InputError, match="unknown device profile"):
         find_profile("tpu", torch.float32, 32, 48)
+
+
+class TestOutlook:
+    """What is said before long work begins."""
+
+    def test_it_is_the_estimate_at_this_machines_speed(self, llama, monkeypatch):
+        monkeypatch.setattr(outlook_module, "SHORT_FLOPS", 0.0)
+        speed = find_profile("h100", torch.float32, 64, 128)
+        monkeypatch.setattr(outlook_module, "measure_here", lambda *_, **__: speed)
+        told = recipe(model=str(llama))
+        source = find_model(told)
+        found = outlook_module.outlook(told, source, pose_problem(told, source))
+        expected = preview(told, device_profile="h100").estimate
+        assert list(found.stages) == [phase.name for phase in expected.phases]
+        assert found.seconds == pytest.approx(3600 * expected.hours(speed))
+
+    def test_short_work_is_neither_measured_nor_foretold(self, llama, monkeypatch):
+        monkeypatch.setattr(outlook_module, "measure_here", lambda *_, **__: pytest.fail("measured"))
+        told = recipe(model=str(llama))
+        source = find_model(told)
+        assert outlook_module.outlook(told, source, pose_problem(told, source)) is None
+
+    def test_one_line_says_how_long_and_what_dominates(self, capsys):
+        print_outlook(outlook_module.Outlook("this machine", {"load": 1.0, "search": 300.0, "repair": 119.0}))
+        told = capsys.readouterr().err
+        assert told.startswith("this run takes about 7 min on this machine, 5 min of it to search;")
+        assert told.count("\n") == 1

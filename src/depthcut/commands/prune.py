@@ -55,7 +55,14 @@ from depthcut.commands.options import (
     UnitOption,
     recipe_of,
 )
-from depthcut.commands.terminal import command_line, print_preview, print_result, print_study, require_alone
+from depthcut.commands.terminal import (
+    command_line,
+    print_outlook,
+    print_preview,
+    print_result,
+    print_study,
+    require_alone,
+)
 from depthcut.commands.upload import require_token, upload
 from depthcut.types import InputError
 
@@ -185,10 +192,18 @@ def _run(
     if shard is not None:
         _evaluate_share(recipe, output, shard, overwrite=overwrite, push_to_hub=push_to_hub)
         return
+    from depthcut.preview.outlook import outlook
     from depthcut.run import prune as pipeline
 
     require_token(push_to_hub)
-    result = pipeline.prune(recipe, output, overwrite=overwrite, resume=resume, command=command_line())
+    result = pipeline.prune(
+        recipe,
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        command=command_line(),
+        foretell=lambda source, problem: print_outlook(outlook(recipe, source, problem)),
+    )
     if result.output is None:
         return
     print_result(result, output)

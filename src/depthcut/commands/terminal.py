@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from depthcut.preview.dry_run import Preview
+    from depthcut.preview.outlook import Outlook
     from depthcut.run.prune import Result
     from depthcut.run.recipe import Recipe
     from depthcut.studies.study import Study
@@ -60,6 +61,17 @@ def removal_names(plan: Plan) -> list[str]:
             whole = plan.unit == "block"
             names += [str(layer) for layer in layers] if whole else ["+".join(str(unit) for unit in step.remove)]
     return names
+
+
+def print_outlook(found: Outlook | None) -> None:
+    """About how long a run will take; nothing where it is short."""
+    if found is not None:
+        most = max(found.stages, key=lambda name: found.stages[name])
+        print(
+            f"this run takes about {_duration(found.seconds)} on {found.device}, {_duration(found.stages[most])} of it "
+            f"to {most}; timing, tasks and exports aside",
+            file=sys.stderr,
+        )
 
 
 def print_preview(found: Preview, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from depthcut.model.device import default_device, device_label
+from depthcut.model.device import chosen_device, device_label
 from depthcut.registry import unknown_name
 from depthcut.types import InputError
 
@@ -93,14 +93,16 @@ def find_profile(name: str, dtype: torch.dtype, hidden_size: int, widest: int) -
 
 
 @torch.no_grad()
-def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DeviceProfile:
-    """Times the two products of a feed-forward part of the model's size where `auto` runs: a second."""
-    device = torch.device(default_device())
+def measure_here(
+    dtype: torch.dtype, hidden_size: int, widest: int, *, device: str = "auto", seconds: float = MEASURED_SECONDS
+) -> DeviceProfile:
+    """Times the two products of a feed-forward part of the model's size, for so many seconds."""
+    place = torch.device(chosen_device(device))
     width = min(widest, 2**14)
-    tokens = torch.ones(MEASURED_TOKENS // 4 if device.type == "cpu" else MEASURED_TOKENS, hidden_size)
-    inputs = tokens.to(device, dtype)
-    up = torch.ones(hidden_size, width, device=device, dtype=dtype)
-    down = torch.ones(width, hidden_size, device=device, dtype=dtype)
+    tokens = torch.ones(MEASURED_TOKENS // 4 if place.type == "cpu" else MEASURED_TOKENS, hidden_size)
+    inputs = tokens.to(place, dtype)
+    up = torch.ones(hidden_size, width, device=place, dtype=dtype)
+    down = torch.ones(width, hidden_size, device=place, dtype=dtype)
 
     def run() -> None:
         float((torch.nn.functional.silu(inputs @ up) @ down)[0, 0])
@@ -108,12 +110,12 @@ def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DevicePro
     # The first is slower than all others: it plans the kernels and touches the memory.
     run()
     began, runs = time.perf_counter(), 0
-    while time.perf_counter() - began < MEASURED_SECONDS:
+    while time.perf_counter() - began < seconds:
         run()
         runs += 1
     measured = runs * 4 * len(inputs) * hidden_size * width / (time.perf_counter() - began)
-    if device.type != "cpu":
-        memory, name = torch.accelerator.get_memory_info()[1], device_label(device)
+    if place.type != "cpu":
+        memory, name = torch.accelerator.get_memory_info()[1], device_label(place)
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         name = f"this machine with {torch.get_num_threads()} threads"
@@ -125,5 +127,5 @@ def measure_here(dtype: torch.dtype, hidden_size: int, widest: int) -> DevicePro
         memory_bytes_per_second=math.inf,
         host_bytes_per_second=DISK_BYTES_PER_SECOND,
         is_here=True,
-        on_accelerator=device.type != "cpu",
+        on_accelerator=place.type != "cpu",
     )

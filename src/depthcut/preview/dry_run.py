@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from depthcut.model.flops import measure_work
+from depthcut.model.flops import ModelWork, measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model
 from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
@@ -14,7 +15,7 @@ from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Session, find_model, pose_problem
 from depthcut.search.problem import Problem
-from depthcut.types import Cost, InputError, Plan
+from depthcut.types import Cost, InputError, Plan, Unit
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,33 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
         session = Session.prepare(recipe, source)
         if search.needs == "scores" and not measured:
             plan = find_plan(session.load(), problem, None)[1]
-    gguf_bytes = (source.folder / source.gguf_file).stat().st_size if source.gguf_file else 0
-    room = Room(KEPT_BY_DEFAULT, None)
-    if not device.on_accelerator:
-        room = share_out(recipe.memory_bytes, source.weight_bytes)
-    expected = estimate(
+    removed = plan.removed if plan else None
+    expected = estimate_source(recipe, source, problem, work, removed, on_accelerator=device.on_accelerator)
+    return Preview(source, problem, plan, expected, device, num_devices, program)
+
+
+def estimate_source(
+    recipe: Recipe,
+    source: ModelSource,
+    problem: Problem,
+    work: ModelWork,
+    removed: Collection[Unit] | None = None,
+    *,
+    on_accelerator: bool,
+) -> Estimate:
+    """The estimate of a run on a model that was found, with the room that it has.
+
+    Args:
+        removed: what will be removed, where that is known.
+        on_accelerator: whether the run has the memory of another device than the CPU.
+    """
+    room = Room(KEPT_BY_DEFAULT, None) if on_accelerator else share_out(recipe.memory_bytes, source.weight_bytes)
+    return estimate(
         recipe,
         problem,
         work,
         room,
-        removed=plan.removed if plan else None,
+        removed=removed,
         weight_bytes=source.weight_bytes,
-        gguf_bytes=gguf_bytes,
+        gguf_bytes=(source.folder / source.gguf_file).stat().st_size if source.gguf_file else 0,
     )
-    return Preview(source, problem, plan, expected, device, num_devices, program)

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from depthcut.report import SEARCH, Run, license_of, renew_model_card, write_mod
 from depthcut.run.plan import find_plan, find_rivals, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import PROBE_TOKENS, Session, find_model, pose_problem
+from depthcut.search.problem import Problem
 from depthcut.surgery import apply, check_removal
 from depthcut.types import (
     GenerationSample,
@@ -87,13 +88,20 @@ class Result:
 
 
 def prune(
-    recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, resume: bool = False, command: str = ""
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str = "",
+    foretell: Callable[[ModelSource, Problem], None] = lambda *_: None,
 ) -> Result:
     """Runs one recipe from the model to the written and verified directory.
 
     Args:
         output: directory to write; nothing is written where left out.
         command: what to show as the command that reproduces the result.
+        foretell: called once all is checked, before weights load; not where several processes share the work.
 
     Returns:
         The result; of several ranks the first one's is whole, and the others have the plan without measurements, and
@@ -117,6 +125,8 @@ def prune(
         if output is not None:
             _require_other_folder(output, source)
         session = Session.prepare(recipe, source)
+        if ranks.count == 1:
+            foretell(source, problem)
 
         def run(folder: Path | None) -> Result:
             loaded = load_on(ranks, session)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import tiny
-from depthcut.model.architectures import find_architecture
+from depthcut.model.architectures import FAMILIES, find_architecture
 from depthcut.model.bypass import bypass
+from depthcut.model.layer_config import cut_config
 from depthcut.model.packing import is_dense, pack
-from depthcut.surgery import apply
+from depthcut.surgery import apply, check_removal
 from depthcut.types import InputError, Unit
 
 
@@ -118,3 +119,20 @@ def test_a_configuration_that_names_blocks_by_index_is_refused():
     model = tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(InputError, match="scaled by the index of their block"):
         apply(model, find_architecture(model.config), [Unit(1, "attn"), Unit(1, "ffn")])
+
+
+def test_settings_of_blocks_by_index_are_refused():
+    config = tiny.config("llama", per_layer_config={"2": {"skip": ["attention"]}})
+    with pytest.raises(InputError, match=r"settings of their own by index \(per_layer_config\)"):
+        check_removal(config, FAMILIES["llama"], units("1.attn 1.ffn"))
+
+
+def test_the_kinds_of_feed_forward_parts_go_with_the_feed_forward_parts():
+    kinds = ["dense", "sparse", "dense", "sparse", "sparse", "dense"]
+    config = tiny.config("llama")
+    config.mlp_layer_types, config.layer_types = kinds, [f"kind {layer}" for layer in range(6)]
+    # A pair across blocks: attention 2 is left with the feed-forward part of 3.
+    removed = units("2.ffn 3.attn")
+    cut_config(config, pack(FAMILIES["llama"].units(6), removed, FAMILIES["llama"]), 6)
+    assert config.mlp_layer_types == ["dense", "sparse", "sparse", "sparse", "dense"]
+    assert config.layer_types == [f"kind {layer}" for layer in (0, 1, 2, 4, 5)]

@@ -23,6 +23,7 @@ from depthcut.model.bypass import Emulation, remove_branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import check_units, is_dense, pack
 from depthcut.model.quantisation import tensors
+from depthcut.model.quantised_names import check_names, renumber_names
 from depthcut.model.sublayers import is_marked, mark
 from depthcut.model.wrappers import decoder_config, is_wrapper, num_blocks
 from depthcut.types import InputError, Unit
@@ -49,6 +50,7 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         )
     if removed:
         check_layer_config(decoder_config(config), packed)
+        check_names(config, packed, architecture)
     if "mixer" in architecture.branches:
         _require_every_mixer(
             decoder_config(config), {unit.layer for unit in units if unit.kind == "mixer" and unit not in removed}
@@ -120,6 +122,7 @@ def apply(
         mark(pruned, missing, ranks)
     if removed:
         cut_config(decoder_config(pruned.config), packed, len(units) // len(architecture.branches))
+        renumber_names(pruned.config, packed, architecture)
     return pruned
 
 

@@ -9,6 +9,7 @@ from depthcut.export import hf
 from depthcut.model.load import resolve
 from depthcut.surgery import apply
 from depthcut.types import Unit
+from model import multimodal
 
 REMOVED = [Unit(layer, kind) for layer in (1, 3) for kind in ("attn", "ffn")]
 NOTES = {"_name_or_path": "someone/base", "a_note": {"of": ["its", "author"]}, "transformers_version": "4.44.2"}
@@ -88,6 +89,32 @@ def test_rope_factors_as_many_as_blocks_stay_whole(tmp_path):
     _, found = pruned(tmp_path, "phi3", changes=shape, rope_parameters=rope)
     assert found["rope_scaling"] == factors | {"type": "longrope"}
     assert {name: found["rope_parameters"][name] for name in factors} == factors
+
+
+@pytest.mark.parametrize("others", [(), ("layer_types",)])
+def test_a_pattern_of_letters_a_block_is_cut(tmp_path, others):
+    # Nemotron-H: M a state space, * attention, - and E feed-forward parts. The list is what transformers 5 writes.
+    removed = [Unit(1, "mixer"), Unit(3, "mixer")]
+    drop = {"layer_types", "layers_block_type"} - set(others)
+    entries = {"hybrid_override_pattern": "M*-ME*", "num_hidden_layers": 6}
+    _, found = pruned(tmp_path, "nemotron_h", removed, drop=drop, **entries)
+    assert (found["hybrid_override_pattern"], found["num_hidden_layers"]) == ("M-E*", 4)
+
+
+def test_a_configuration_in_parts_is_edited_inside(tmp_path):
+    folder = multimodal.save("gemma3", tmp_path / "source")
+    file = folder / "config.json"
+    given = json.loads(file.read_text()) | NOTES
+    given["text_config"]["a_note"] = "of its author"
+    file.write_text(json.dumps(given))
+    source = resolve(str(folder))
+    model = apply(source.load_model("cpu"), source.architecture, REMOVED)
+    hf.write_model(model, tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    layer_types = [kind for layer, kind in enumerate(given["text_config"]["layer_types"]) if layer not in (1, 3)]
+    cut = {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
+    assert {name: found["text_config"][name] for name in given["text_config"]} == given["text_config"] | cut
+    assert found["a_note"] == given["a_note"] and found["vision_config"] == given["vision_config"]
 
 
 def test_a_model_that_lacks_sublayers_is_not_said_to_be_stock(tmp_path):

@@ -8,17 +8,21 @@ a word. Source: the configurations of transformers 4.57 and 5.23.
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.model.architectures import PRUNED_PREFIX
 
 WRITER_ENTRIES = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
 """Entries of a configuration that come from writing and reading it, not from the model."""
+
+DERIVED = frozenset({"hybrid_override_pattern", "mtp_hybrid_override_pattern", "num_hidden_layers"})
+"""What a configuration answers to but does not hold where a list of kinds by block says it (Nemotron-H)."""
 
 OLD_ROPE = ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor")
 THETA_NAMES = {"gpt_neox": "rotary_emb_base"}
@@ -46,7 +50,7 @@ def write_config(model: PreTrainedModel, folder: Path) -> None:
     source = source_folder(model)
     if source is not None and (source / file.name).is_file():
         given = json.loads((source / file.name).read_text(encoding="utf-8"))
-        edited = _edited(given, model.config)
+        edited = _edited(given, model.config, file)
         if edited is not None:
             # Of an adopted file the version stays: readers go by it to know how to take what it says.
             entries = edited | {"architectures": written["architectures"], "dtype": written["dtype"]}
@@ -98,31 +102,60 @@ def changed_entries(config: PreTrainedConfig, reloaded: dict[str, Any]) -> list[
     return [name for name in names if in_memory.get(name) != reloaded.get(name)]
 
 
-def _edited(given: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any] | None:
-    """A source's entries with those of a model in memory where they differ; None where they cannot be made to fit."""
+def _edited(given: dict[str, Any], config: PreTrainedConfig, file: Path) -> dict[str, Any] | None:
+    """A source's entries with those of a model in memory where they differ; None where they cannot be made to fit.
+
+    Args:
+        file: written to, and read back as every reader does.
+    """
     if given.get("model_type") not in (config.model_type, config.model_type.removeprefix(PRUNED_PREFIX)):
         return None
-    entries = dict(given)
     in_memory = _as_json(config)
-    aliases = {inner: outer for outer, inner in config.attribute_map.items()}
+    entries = given | {"model_type": config.model_type}
+    for name in DERIVED & given.keys() - in_memory.keys():
+        entries[name] = getattr(config, name)
     # Once more for what follows from other entries: what still differs is said outright.
     for _ in range(2):
+        file.write_text(json.dumps(entries), encoding="utf-8")
         try:
-            read = type(config).from_dict(copy.deepcopy(entries))
-        except (TypeError, ValueError, LookupError):
+            read = type(config).from_pretrained(file.parent)
+        except (StrictDataclassError, TypeError, ValueError, LookupError):
             return None
         changed = changed_entries(config, _as_json(read))
         if not changed:
-            return entries | {"model_type": config.model_type}
-        for name in changed:
-            spelled = aliases[name] if name not in entries and aliases.get(name) in entries else name
-            if name in in_memory:
-                entries[spelled] = in_memory[name]
-            else:
-                entries.pop(spelled, None)
-            if name == "rope_parameters":
-                entries = {key: value for key, value in entries.items() if key not in OLD_ROPE}
+            return entries
+        entries = _with(entries, changed, in_memory, _as_json(read), config.attribute_map)
     return None
+
+
+def _with(
+    entries: dict[str, Any],
+    names: Iterable[str],
+    wanted: dict[str, Any],
+    found: dict[str, Any],
+    attribute_map: Mapping[str, str],
+) -> dict[str, Any]:
+    """Entries of which the named ones become what is wanted, under the name that they have.
+
+    Args:
+        found: what is read of the entries now; of parts that are configurations themselves only what differs changes.
+    """
+    entries = dict(entries)
+    aliases = {inner: outer for outer, inner in attribute_map.items()}
+    for name in names:
+        spelled = aliases[name] if name not in entries and aliases.get(name) in entries else name
+        given, inner_wanted, inner_found = (values.get(name) or {} for values in (entries, wanted, found))
+        if name.endswith("_config") and given and inner_wanted and inner_found:
+            keys = inner_wanted.keys() | inner_found.keys()
+            differ = sorted(key for key in keys if inner_wanted.get(key) != inner_found.get(key))
+            entries[name] = _with(given, differ, inner_wanted, inner_found, {})
+        elif name in wanted:
+            entries[spelled] = wanted[name]
+        else:
+            entries.pop(spelled, None)
+        if name == "rope_parameters":
+            entries = {key: value for key, value in entries.items() if key not in OLD_ROPE}
+    return entries
 
 
 def _as_json(config: PreTrainedConfig) -> dict[str, Any]:

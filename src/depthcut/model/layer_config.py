@@ -63,6 +63,11 @@ def check_layer_config(config: PreTrainedConfig, packed: Sequence[PackedBlock]) 
                 f"no block can leave this model, since {reason} ({name}), which its configuration could not say of the "
                 "others; give another model"
             )
+    if getattr(config, "is_heterogeneous", False):
+        raise InputError(
+            "no block can leave this model, since its configuration gives blocks settings of their own by index "
+            "(per_layer_config), which few readers follow; take that entry out of config.json, or give another model"
+        )
     for period, offset in PERIODS.items():
         if hasattr(config, period):
             _period(config, period, offset, packed)

@@ -43,7 +43,7 @@ from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
 from depthcut.model.units import sizes_from_config
-from depthcut.model.wrappers import auto_class, num_blocks
+from depthcut.model.wrappers import auto_class, decoder_config, num_blocks
 from depthcut.types import InputError, Provenance
 
 READING_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, MemoryError)
@@ -147,6 +147,7 @@ class ModelSource:
                 self.folder, dtype=self.dtype, output_loading_info=True, **arguments
             )
         self._require_all(found)
+        self._follow_head(model)
         if self.gguf_file:
             model.name_or_path = model.config.name_or_path = str(self._origin)
             # A dequantised model still carries its quantisation and would refuse to be saved.
@@ -185,7 +186,26 @@ class ModelSource:
             take_weights(model, pager, self.dtype, list(self.architecture.block_list(model)))
         model.name_or_path = model.config.name_or_path = str(self._origin)
         self._require_all(found)
+        self._follow_head(model)
         return model.eval()
+
+    def _follow_head(self, model: PreTrainedModel) -> None:
+        """Takes a configuration's word that the head is the embedding back where the weights hold another head.
+
+        transformers 5 loads the other head, transformers 4 the embedding: only a configuration that says what there is
+        reads alike everywhere.
+        """
+        config = decoder_config(model.config)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = getattr(config, "tie_word_embeddings", False) or getattr(model.config, "tie_word_embeddings", False)
+        if not tied or head is None or head.weight is embedding.weight:
+            return
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
+        print(
+            f"the weights of {self.provenance.source} hold a head of their own, though its config.json says that it is "
+            "the embedding (tie_word_embeddings); the head is used, and what is written says so",
+            file=sys.stderr,
+        )
 
     def _require_all(self, found: dict[str, Any]) -> None:
         """Raises InputError where weights are missing."""

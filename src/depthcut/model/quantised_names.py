@@ -1,0 +1,95 @@
+"""Layers that a quantisation names by the index of their block, and what they are called when blocks leave.
+
+What is named there stays in full precision or has a precision of its own, so a name that keeps an old index makes
+another layer be read as what it is not. Sources: `llm_int8_skip_modules` of bitsandbytes, `ignore` of
+compressed-tensors, `modules_to_not_convert` of AWQ and FP8, `dynamic` of GPTQModel, whose keys are patterns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from depthcut.model.architectures import Architecture
+from depthcut.model.packing import PackedBlock
+from depthcut.types import InputError
+
+LISTS = ("llm_int8_skip_modules", "ignore", "ignored_layers", "modules_to_not_convert", "exclude")
+TABLES = ("dynamic",)
+
+INDEXED = re.compile(r"(?P<head>.*?\\?\.)(?P<index>\d+)(?P<tail>(?:\\?\..*)?\$?)")
+"""A name or pattern whose first component of digits alone is the block's index."""
+
+
+def renumber_names(config: PreTrainedConfig, packed: Sequence[PackedBlock], architecture: Architecture) -> None:
+    """Makes the names in a model's quantisation those of the packed blocks, in place; those of gone layers leave.
+
+    Raises:
+        InputError: see `renamed`.
+    """
+    for name, value in _named(config).items():
+        parts = {entry: _renamed(entry, packed, architecture) for entry in value}
+        renumbered: Any = [entry for new in parts.values() for entry in new]
+        if isinstance(value, dict):
+            renumbered = {entry: value[old] for old, new in parts.items() for entry in new}
+        given = config.quantization_config
+        if isinstance(given, dict):
+            config.quantization_config = given | {name: renumbered}
+        else:
+            setattr(given, name, renumbered)
+
+
+def check_names(config: PreTrainedConfig, packed: Sequence[PackedBlock], architecture: Architecture) -> None:
+    """Raises InputError where a quantisation names layers in a way that could not be said of the packed blocks."""
+    for value in _named(config).values():
+        for entry in value:
+            _renamed(entry, packed, architecture)
+
+
+def _named(config: PreTrainedConfig) -> dict[str, Any]:
+    """Entries of a quantisation that name layers, by the entry's name; lists, and tables by pattern."""
+    given = getattr(config, "quantization_config", None)
+    if given is None:
+        return {}
+    entries = given if isinstance(given, dict) else vars(given)
+    return {name: entries[name] for name in (*LISTS, *TABLES) if entries.get(name)}
+
+
+def _renamed(entry: str, packed: Sequence[PackedBlock], architecture: Architecture) -> list[str]:
+    """What a name or pattern is called after blocks have left; several where a block's parts have parted.
+
+    Raises:
+        InputError: a pattern counts blocks in a way that is not one index, or means parts of blocks that part.
+    """
+    blocks = architecture.blocks.rpartition(".")[2]
+    if re.search(rf"\b{blocks}\\?\.(?!\d+(?:\\?\.|\$|$))[^.]*\d", entry):
+        raise _refusal(entry)
+    found = INDEXED.fullmatch(entry)
+    if found is None:
+        return [entry]
+    head, tail, source = found["head"], found["tail"], int(found["index"])
+    part = tail.replace("\\", "").removeprefix(".").partition(".")[0]
+    kinds = [kind for kind, branch in architecture.branches.items() if part in branch.modules]
+    renamed = []
+    for index, block in enumerate(packed):
+        here = [kind for kind, layer in block.sources.items() if layer == source]
+        if set(here) & set(kinds) or (not kinds and here and len(here) == len(block.sources)):
+            renamed.append(f"{head}{index}{tail}")
+        elif here and not kinds:
+            if tail:
+                raise _refusal(entry)
+            dot = "\\." if head.endswith("\\.") else "."
+            branches = [branch for kind, branch in architecture.branches.items() if kind in here]
+            modules = [module for branch in branches for module in branch.modules]
+            renamed += [f"{head}{index}{dot}{module}" for module in modules]
+    return renamed
+
+
+def _refusal(entry: str) -> InputError:
+    return InputError(
+        f"the blocks of this quantised model cannot be counted anew, since its quantization_config names layers as "
+        f"{entry!r}; prune the unquantised model, or write one name for each block there"
+    )

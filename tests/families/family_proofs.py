@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 import tiny
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
+from depthcut.export.llama_cpp import conditions
 from depthcut.model.architectures import Architecture, find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.load import resolve
@@ -62,7 +63,9 @@ def prove(case: str, folder: Path) -> dict[str, str]:
     proofs["vLLM"] = lambda: (
         YES if family in VLLM else "no: vLLM 0.32 has no code of its own for it (its Transformers backend may run it)"
     )
-    proofs["llama.cpp"] = lambda: YES if family in LLAMA_CPP else "no: llama.cpp does not know it"
+    rules = conditions(family)
+    known = f"{YES}: llama.cpp's own rule: {rules}" if rules else YES
+    proofs["llama.cpp"] = lambda: known if family in LLAMA_CPP else "no: llama.cpp does not know it"
     outcomes = {}
     for column, proof in proofs.items():
         try:

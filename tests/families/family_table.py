@@ -19,7 +19,7 @@ from depthcut.export import hf
 from depthcut.model.architectures import REFUSED
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
-YES, NO = family_proofs.YES, "no: "
+YES = family_proofs.YES
 HEAD = """# Families
 
 What depthcut does with each family of decoders, proven on a random model of six blocks by `tests/families` and written
@@ -64,12 +64,12 @@ def render(outcomes: Mapping[str, Mapping[str, str]]) -> str:
     reasons: list[str] = []
 
     def cell(outcome: str) -> str:
-        if not outcome.startswith(NO):
+        word, _, reason = outcome.partition(": ")
+        if not reason:
             return outcome
-        reason = outcome.removeprefix(NO)
         if reason not in reasons:
             reasons.append(reason)
-        return f"no [{reasons.index(reason) + 1}]"
+        return f"{word} [{reasons.index(reason) + 1}]"
 
     rows = [
         "| "
@@ -103,7 +103,7 @@ def parse(document: str) -> dict[str, dict[str, str]]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and len(cells) == len(family_proofs.COLUMNS) + 1:
             outcomes = [
-                NO + reasons[number[1]] if (number := re.fullmatch(r"no \[(\d+)\]", cell)) else cell
+                f"{noted[1]}: {reasons[noted[2]]}" if (noted := re.fullmatch(r"(\w+) \[(\d+)\]", cell)) else cell
                 for cell in cells[1:]
             ]
             found[cells[0].strip("`")] = dict(zip(family_proofs.COLUMNS, outcomes, strict=True))

@@ -18,6 +18,7 @@ from depthcut.evaluation.compare import compare, software
 from depthcut.evaluation.harness import model_digest
 from depthcut.export import EXPORTS, Export
 from depthcut.export.hf import verify_directory, write_directory
+from depthcut.export.llama_cpp import misread
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.process.progress import progress
@@ -314,6 +315,8 @@ def _carry_out(
     write_directory(pruned, session.tokenizer, folder)
     probe_ids = evaluation.input_ids[:1, :PROBE_TOKENS]
     verify_directory(folder, pruned, probe_ids)
+    if problem := misread(pruned.config):
+        print(f"llama.cpp would not compute what this model does, since {problem}", file=sys.stderr)
     result = _ask(session, result, folder)
     result = replace(result, not_written=_write_forms(session, pruned, folder, probe_ids))
     result = replace(result, measurements=(*result.measurements, *_bytes_on_disk(source, folder)))

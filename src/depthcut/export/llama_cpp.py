@@ -1,0 +1,91 @@
+"""What llama.cpp knows of a model by its type and block count alone, so that a removal can make it compute otherwise.
+
+Its converter writes no list of which attentions slide, rotate or are linear for these types: the loader of each has a
+rhythm of its own. And it tells some models apart by how many blocks they have. Source: llama.cpp, `src/models/`, the
+`load_arch_hparams` of each architecture.
+"""
+
+from __future__ import annotations
+
+import math
+
+from transformers import PreTrainedConfig
+
+from depthcut.model.wrappers import decoder_config
+
+RHYTHMS = {
+    "afmoe": 4,
+    "cohere2": 4,
+    "exaone4": 4,
+    "gemma2": 2,
+    "gemma3_text": 6,
+    "gpt_oss": 2,
+    "llama4_text": 4,
+    "olmo3": 4,
+    "qwen3_5_text": 4,
+    "qwen3_next": 4,
+}
+"""Types in which llama.cpp takes every so many-th block, and no other, for one with full attention."""
+
+WITHOUT_ROTATION = {"llama4_text": 4, "smollm3": 4}
+"""Types in which llama.cpp takes every so many-th block, and no other, for one whose attention does not rotate."""
+
+SCALED_BY_WIDTH = {"gemma2": 46, "gemma3_text": 62}
+"""Block counts by which llama.cpp knows the 27B models, whose attentions are scaled by width, not by head."""
+
+LITE = {"deepseek_v2": (26, 27), "deepseek_v3": (26, 27)}
+"""Block counts by which llama.cpp knows models whose queries are not of low rank."""
+
+
+def misread(config: PreTrainedConfig) -> str | None:
+    """What llama.cpp would take of a model for something else, as a clause; None where nothing.
+
+    Args:
+        config: of the model as it is written.
+    """
+    config = decoder_config(config)
+    model_type, num_blocks = str(config.model_type), int(config.num_hidden_layers)
+    kinds = getattr(config, "layer_types", None)
+    period = RHYTHMS.get(model_type)
+    if kinds and period and not _beats([kind == "full_attention" for kind in kinds], period):
+        return f"it takes every {_ordinal(period)} block of {model_type} for one with full attention"
+    rotates = getattr(config, "no_rope_layers", None)
+    period = WITHOUT_ROTATION.get(model_type)
+    if rotates and period and not _beats([not flag for flag in rotates], period):
+        return f"it takes every {_ordinal(period)} block of {model_type} for one that does not rotate"
+    if model_type in SCALED_BY_WIDTH:
+        by_width = num_blocks == SCALED_BY_WIDTH[model_type]
+        scale = config.hidden_size / config.num_attention_heads if by_width else config.head_dim
+        if not math.isclose(config.query_pre_attn_scalar, scale):
+            return (
+                f"it scales attention by {scale:g} at {num_blocks} blocks, not by {config.query_pre_attn_scalar:g} "
+                f"({SCALED_BY_WIDTH[model_type]} blocks are the 27B model to it)"
+            )
+    if model_type in LITE and (num_blocks in LITE[model_type]) != (config.q_lora_rank is None):
+        counts = " or ".join(map(str, LITE[model_type]))
+        return f"it takes {counts} blocks, and no other count, for a model without low-rank queries"
+    return None
+
+
+def conditions(model_type: str) -> str:
+    """What a removal has to leave as it is for llama.cpp to read the rest of a type rightly; empty where nothing."""
+    found = []
+    if model_type in RHYTHMS:
+        found.append(f"every {_ordinal(RHYTHMS[model_type])} block has to be the one with full attention")
+    if model_type in WITHOUT_ROTATION:
+        found.append(f"every {_ordinal(WITHOUT_ROTATION[model_type])} block has to be the one that does not rotate")
+    if model_type in SCALED_BY_WIDTH:
+        found.append(f"the 27B model is known by its {SCALED_BY_WIDTH[model_type]} blocks and cannot be made shorter")
+    if model_type in LITE:
+        counts = " or ".join(map(str, LITE[model_type]))
+        found.append(f"models without low-rank queries are known by {counts} blocks, which others must not have")
+    return "; ".join(found)
+
+
+def _beats(marked: list[bool], period: int) -> bool:
+    """Whether exactly the last of every so many is marked."""
+    return marked == [index % period == period - 1 for index in range(len(marked))]
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 4: "fourth", 6: "sixth"}[number]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +110,33 @@ class Record(BaseModel):
     def from_file(cls, path: str | Path) -> Self:
         """Reads one record. Raises InputError when the file is missing or does not hold one."""
         path = Path(path)
+        require_regular(path)
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except (ValidationError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is no {cls.__name__.lower()} of depthcut: {first_problem(error)}") from error
+
+
+def require_regular(path: Path) -> None:
+    """Raises InputError where a path leads to a pipe or device, of which a reader would wait for ever, or to none."""
+    try:
+        is_other = path.exists() and not (path.is_file() or path.is_dir())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown_name(str(path))} is no name of a file ({error_reason(error)})") from error
+    if is_other:
+        raise InputError(f"{path} is no regular file but a pipe or device; save its content and name that file")
+
+
+def error_reason(error: OSError | ValueError) -> str:
+    """What went wrong with a name, in words without the name."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def shown_name(name: str) -> str:
+    """A name as it can be printed in a sentence: escaped, and its begin where it is long."""
+    return repr(name if len(name) <= 80 else name[:77] + "...")
 
 
 def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
@@ -313,7 +336,7 @@ class Plan(Record):
         return self.model_copy(update={"steps": tuple(steps)})
 
     def require_made_for(self, given: Provenance) -> None:
-        """Raises InputError when the plan was made for another model."""
+        """Raises InputError when the plan was made for another model, or says what no plan for it can say."""
         made_for = self.model
         if made_for.digest != given.digest:
             raise InputError(
@@ -321,6 +344,28 @@ class Plan(Record):
                 f"{made_for.digest[:12]}), not for {given.source} ({given.model_type}, {given.num_blocks} blocks, "
                 f"digest {given.digest[:12]}); give that model, or make a plan for this one"
             )
+        if made_for.num_blocks != given.num_blocks:
+            raise InputError(
+                f"the plan says that {given.source} has {made_for.num_blocks} blocks, and it has {given.num_blocks}; "
+                "the plan was changed by hand, so make it again"
+            )
+        self._require_sound(given.num_blocks)
+
+    def _require_sound(self, num_blocks: int) -> None:
+        named = [unit for step in self.steps for unit in step.remove]
+        for unit in [*named, *self.protected, *map(Unit.parse, self.unit_sizes)]:
+            if unit.layer >= num_blocks:
+                raise InputError(
+                    f"the plan names {unit}, and the model has blocks 0 to {num_blocks - 1}; make it again"
+                )
+        if twice := [unit for unit, count in Counter(named).items() if count > 1]:
+            raise InputError(f"the plan removes {twice[0]} twice; make it again")
+        for number, step in enumerate(self.steps, start=1):
+            if step.objective is not None and not math.isfinite(step.objective):
+                raise InputError(f"step {number} of the plan has the objective {step.objective}; make the plan again")
+        for name, size in self.unit_sizes.items():
+            if size.parameters < 0 or size.kv_bytes_per_token < 0:
+                raise InputError(f"the plan gives {name} a negative size; leave unit_sizes out, or make the plan again")
 
 
 class Repair(Record):
@@ -420,6 +465,7 @@ def _write_list(records: Sequence[Record], path: Path) -> None:
 
 
 def _read_list(adapter: TypeAdapter[list[T]], path: Path, what: str) -> list[T]:
+    require_regular(path)
     try:
         return adapter.validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from depthcut.calibration.columns import require_column, text_of
 from depthcut.calibration.source import did_you_mean
-from depthcut.types import InputError
+from depthcut.types import InputError, require_regular
 
 BLOCK_CHARACTERS = 1 << 16
 
@@ -62,6 +62,11 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise InputError(
                     f"line {number} of {path} is not JSON ({error.msg}): write one object a line"
                 ) from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"line {number} of {path} holds a number of thousands of digits or is nested too deeply; write "
+                    "plain objects, one a line"
+                ) from error
             if not isinstance(row, dict):
                 raise InputError(f'line {number} of {path} is no JSON object: write {{"text": "..."}} on every line')
             yield row
@@ -90,6 +95,7 @@ def _parquet_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _reported(path: Path) -> Iterator[None]:
     """Turns what reading `path` can fail with into one sentence."""
+    require_regular(path)
     try:
         yield
     except FileNotFoundError as error:

@@ -14,7 +14,19 @@ if TYPE_CHECKING:
 LISTS = {"protect", "tasks", "compare", "export"}
 """Options that take several names, separated by commas."""
 
-Model = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")]
+
+def _checked(model: str) -> str:
+    """The model's name, once its configuration is known not to be in vain; before torch is imported."""
+    from depthcut.model.checkpoint import check_model
+
+    check_model(model)
+    return model
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).", callback=_checked),
+]
 Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the output directory.")]
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")]

@@ -19,6 +19,7 @@ def report(
     """Make the report page again from a run's artefacts, or one page of several runs side by side."""
     from depthcut.report import Run, write_comparison, write_report
 
+    _check_target(output)
     runs = [Run.from_directory(directory) for directory in directories]
     if len(runs) == 1:
         target = output or directories[0] / "report.html"
@@ -29,3 +30,13 @@ def report(
         target = output
         write_comparison(target, runs)
     print(f"written to {target}")
+
+
+def _check_target(output: Path | None) -> None:
+    """Raises InputError where no page can be written under the given name."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; name a file in it, such as {output / 'report.html'}")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent} to write {output.name} into; make it, or name another")

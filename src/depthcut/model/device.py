@@ -27,6 +27,8 @@ def check_device(name: str) -> None:
     if name == "auto":
         return
     try:
+        if torch.device(name).type == "meta":
+            raise InputError("the device 'meta' holds no numbers; use auto, cpu, cuda, cuda:1 or another of torch")
         torch.empty(0, device=torch.device(name))
     except (RuntimeError, AssertionError) as error:
         raise InputError(

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthcut.types import InputError
+from depthcut.types import InputError, error_reason, require_regular, shown_name
 
 SAMPLED_BYTES = 2**20
 
@@ -62,6 +62,22 @@ def packaged_file(alias: str, packaged: PackagedModel) -> Path:
     return Path(importlib.import_module(packaged.module).assemble())
 
 
+def named_path(name: str) -> Path:
+    """The path that a name stands for, with `~` resolved. Raises InputError where no file can have that name."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error_reason(error) if isinstance(error, OSError | ValueError) else str(error)
+        raise InputError(
+            f"there is no model at {shown_name(name)} ({reason}): give a hub id, a directory, a .gguf file, or one of "
+            f"{', '.join(PACKAGED_MODELS)}"
+        ) from error
+    if "\0" in name:
+        raise InputError(f"there is no model at {shown_name(name)}: a name holds no zero byte")
+    return path
+
+
 def find_gguf(model: str) -> Path | None:
     """The GGUF that a name stands for: a `.gguf` file, or a packaged model; None where it stands for something else.
 
@@ -69,7 +85,7 @@ def find_gguf(model: str) -> Path | None:
         InputError: it is not there.
     """
     packaged = PACKAGED_MODELS.get(model)
-    path = packaged_file(model, packaged) if packaged else Path(model).expanduser()
+    path = packaged_file(model, packaged) if packaged else named_path(model)
     if path.suffix != ".gguf":
         return None
     check_gguf(path)
@@ -77,13 +93,25 @@ def find_gguf(model: str) -> Path | None:
 
 
 def check_gguf(path: Path) -> None:
-    """Raises InputError where there is no file or its first bytes are not those of a GGUF."""
+    """Raises InputError where there is no file, its first bytes are not a GGUF's, or it is a part of one."""
+    require_regular(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     with path.open("rb") as file:
-        magic = file.read(4)
+        head = file.read(16)
+    magic = head[:4]
     if magic != b"GGUF":
         raise InputError(f"{path} is no GGUF file (it begins with {magic!r}); download it again")
+    if part := re.search(r"-(\d{5})-of-(\d{5})\.gguf$", path.name):
+        raise InputError(
+            f"{path} is part {int(part[1])} of {int(part[2])} of a GGUF; join the parts first with llama.cpp: "
+            f"llama-gguf-split --merge {path.name[: part.start()]}-00001-of-{part[2]}.gguf joined.gguf"
+        )
+    if len(head) == 16 and not any(head[8:]):
+        raise InputError(
+            f"{path} holds no tensors, only what describes them; it is the first part of a GGUF or its vocabulary, so "
+            "join the parts with llama-gguf-split --merge, or download the model"
+        )
 
 
 def file_digest(files: list[Path], revision: str | None) -> str:

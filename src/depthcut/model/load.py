@@ -34,15 +34,16 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.checkpoint import check_directory, check_model, require_shapes, stored_shapes
 from depthcut.model.dequantise import dequantise
 from depthcut.model.device import chosen_device
-from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, packaged_file
+from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, named_path, packaged_file
 from depthcut.model.paging import Pager, take_weights
 from depthcut.model.precision import computing_dtype, write_in
 from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
 from depthcut.model.sublayers import register
-from depthcut.model.units import sizes_from_config
+from depthcut.model.units import empty_model, sizes_from_config
 from depthcut.model.wrappers import auto_class, decoder_config, num_blocks
 from depthcut.types import InputError, Provenance
 
@@ -210,8 +211,14 @@ class ModelSource:
     def _require_all(self, found: dict[str, Any]) -> None:
         """Raises InputError where weights are missing."""
         if found["missing_keys"]:
+            missing = min(found["missing_keys"])
+            if missing == "lm_head.weight":
+                raise InputError(
+                    f"the weights of {self.provenance.source} lack {missing}, the head that predicts tokens, as those "
+                    "of embedding and reward models do; give the causal language model that it was made from"
+                )
             raise InputError(
-                f"the weights of {self.provenance.source} lack {min(found['missing_keys'])}, which would be made up at "
+                f"the weights of {self.provenance.source} lack {missing}, which would be made up at "
                 "random; download or write the model again"
             )
 
@@ -246,7 +253,7 @@ def resolve(
             raise InputError(f"dtype {given!r} is unknown; use auto, float32, bfloat16 or float16")
     packaged = PACKAGED_MODELS.get(name)
     kind: Literal["hub", "directory", "gguf"]
-    path = packaged_file(name, packaged) if packaged else Path(name).expanduser()
+    path = packaged_file(name, packaged) if packaged else named_path(name)
     if path.is_dir():
         kind, folder, gguf_file = "directory", path, None
     elif path.suffix == ".gguf":
@@ -256,6 +263,10 @@ def resolve(
         patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"] + (["*.py"] if trust_remote_code else [])
         kind, folder, gguf_file = "hub", _download(name, revision, patterns), None
         revision = folder.name
+    if kind == "directory":
+        check_model(name)
+    elif kind == "hub" and (folder / "config.json").is_file():
+        check_directory(folder)
     has_weights = kind != "directory" or _has_weights(folder)
     if needs_weights and not has_weights:
         raise InputError(f"{folder} holds no safetensors weights; convert other formats first (pickles are not read)")
@@ -273,6 +284,8 @@ def resolve(
     architecture = find_architecture(config)
     stored = "float32" if gguf_file else str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
+    if kind == "directory" and stored_as is None and has_weights:
+        _require_tensors(folder, config)
     if stored_as is not None:
         require_reader(stored_as, f"the model {name}, stored as {stored_as},")
     computed = stored if dtype == "auto" else dtype
@@ -296,6 +309,13 @@ def resolve(
     if packaged:
         return replace(source, base_model=packaged.base_model, license=packaged.license)
     return replace(source, base_model=name if kind == "hub" else None)
+
+
+def _require_tensors(folder: Path, config: PreTrainedConfig) -> None:
+    """Raises InputError where the files hold a tensor of another shape than the model that a configuration makes."""
+    with _reading(str(folder), "configuration"):
+        made = {name: tuple(tensor.shape) for name, tensor in empty_model(config, torch.float32).state_dict().items()}
+    require_shapes(folder, stored_shapes(folder), made)
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
@@ -335,7 +355,7 @@ def _has_weights(folder: Path) -> bool:
     if index.is_file() and not (folder / SAFE_WEIGHTS_NAME).is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{index} is no list of shards; download or write the model again") from error
         if missing := sorted(shards - {file.name for file in weights}):
             raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; download the model again")
@@ -354,7 +374,9 @@ def _reading(name: str, what: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (*DAMAGE, ImportError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Validators of configurations and readers of tokenizers raise whatever they like.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot read the {what} of {name}: {reason}") from error
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from depthcut.process.ranks import ALONE, Ranks, Shard
-from depthcut.types import InputError
+from depthcut.types import InputError, require_regular
 
 
 class Journal:
@@ -53,6 +53,7 @@ class Journal:
             self.path.write_text(self._header + "\n", encoding="utf-8")
 
     def _open(self, path: Path) -> list[dict[str, Any]]:
+        require_regular(path)
         if not path.is_file() or "\n" not in path.read_text(encoding="utf-8"):
             path.write_text(self._header + "\n", encoding="utf-8")
         unite(path)
@@ -73,7 +74,7 @@ class Journal:
         for number, text in enumerate(texts, start=2):
             try:
                 lines.append(json.loads(text))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"line {number} of {path} is damaged; --overwrite begins anew") from error
         return lines
 

@@ -21,6 +21,7 @@ from depthcut.export.hf import verify_directory, write_directory
 from depthcut.export.llama_cpp import misread
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
+from depthcut.model.units import sizes_from_config
 from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks, join, was_restarted
 from depthcut.process.workspace import check_output, workspace
@@ -209,6 +210,10 @@ def apply_plan(
     if num_steps is not None:
         plan = plan.applying(num_steps)
     check_removal(source.config, source.architecture, plan.removed)
+    units = source.architecture.units(source.provenance.num_blocks)
+    if not all(str(unit) in plan.unit_sizes for unit in units):
+        sizes = sizes_from_config(source.config, source.architecture, source.dtype).units
+        plan = plan.model_copy(update={"unit_sizes": {str(unit): size for unit, size in sizes.items()}})
     _require_other_folder(output, source)
     session = Session.prepare(recipe, source, calibrate=False)
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:

@@ -17,7 +17,7 @@ from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_li
 from depthcut.export import EXPORTS
 from depthcut.repair import RepairMethod, parse_repairs
 from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
-from depthcut.types import InputError, Record, UnitChoice, first_problem
+from depthcut.types import InputError, Record, UnitChoice, first_problem, require_regular
 
 PASSES_AT_MOST = 8
 """How often a training may go through its text."""
@@ -29,11 +29,14 @@ def read_options(path: Path) -> dict[str, object]:
     Raises:
         InputError: the file is missing, or is no YAML mapping.
     """
+    require_regular(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InputError(f"the recipe {path} is nested too deeply; write lines such as `model: smollm2`") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
@@ -123,7 +126,7 @@ class Recipe(Record):
     batch_size: int = Field(4, ge=1)
     memory_budget: str | None = None
     speed: bool = True
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 32)
 
     @field_validator("remove", mode="before")
     @classmethod

@@ -1,0 +1,270 @@
+"""What a directory's `config.json` says, held against plain arithmetic and the headers of its weight files.
+
+Runs before anything heavy is imported, so that what cannot be worked on is told at once: neither torch nor
+transformers is needed here, and no weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, REFUSED
+from depthcut.model.files import named_path
+from depthcut.types import InputError, require_regular
+
+BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+HEADS = ("num_attention_heads", "n_head", "n_heads")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+LARGEST = (
+    dict.fromkeys(BLOCKS, 10_000)
+    | dict.fromkeys((*HIDDEN, *HEADS, *KEY_VALUE_HEADS, "head_dim"), 1 << 24)
+    | {"vocab_size": 1 << 31}
+)
+"""Far above what any model has, and few enough that an empty model of that size is made in no time."""
+
+OPTIONAL = {*KEY_VALUE_HEADS, "head_dim"}
+"""Sizes that may be null: they follow from others."""
+
+MAX_CONFIG_BYTES = 1 << 24
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format."""
+
+ENCODER_DECODERS = frozenset(
+    {"t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100", "longt5", "switch_transformers", "whisper"}
+)
+ENCODERS = frozenset(
+    {
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "distilbert",
+        "albert",
+        "electra",
+        "deberta",
+        "deberta-v2",
+        "modernbert",
+        "mpnet",
+    }
+)
+HEADS_OF_OTHER_TASKS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$|Reward"
+)
+OUTPUT_HEADS = ("lm_head.", "embed_out.", "output_projection.", "output.")
+
+
+def check_model(name: str) -> None:
+    """Checks what a user gives as a model; names that are no directory here are left to those who find them.
+
+    Raises:
+        InputError: it is a directory that holds no model of a kind that depthcut prunes.
+    """
+    folder = named_path(name)
+    if folder.is_dir() and (folder / "config.json").exists():
+        check_directory(folder)
+    elif folder.is_dir() and (folder / "adapter_config.json").is_file():
+        raise InputError(_adapter(folder))
+
+
+def check_directory(folder: Path) -> dict[str, Any]:
+    """Checks the configuration by itself and against the headers of the weights beside it.
+
+    Returns:
+        The entries of config.json.
+
+    Raises:
+        InputError: it is no configuration, it says what cannot be, or it is of other weights or another kind of model.
+    """
+    entries = read_config(folder)
+    _check_kind(folder, entries)
+    nested = entries.get("text_config")
+    decoder: dict[str, Any] = nested if isinstance(nested, dict) else entries
+    _check_sizes(folder, decoder)
+    if decoder is entries:
+        shapes = stored_shapes(folder)
+        _check_num_blocks(folder, entries, shapes)
+        _check_head(folder, entries, shapes)
+    return entries
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The entries of a directory's config.json. Raises InputError when it is no JSON object of a sensible size."""
+    path = folder / "config.json"
+    require_regular(path)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise InputError(f"{path} has more than 16 MiB and is no configuration; download it again")
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration of {folder}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(
+            f"cannot read the configuration of {folder}: config.json is no JSON ({reason}); download it again"
+        ) from error
+    if not isinstance(entries, dict):
+        raise InputError(
+            f"cannot read the configuration of {folder}: config.json holds no JSON object; download it again"
+        )
+    return entries
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of every tensor in a directory's safetensors, from their headers alone.
+
+    A file whose header cannot be read is left out: reading the weights tells what is wrong with it.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        require_regular(path)
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
+            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+    return shapes
+
+
+def require_shapes(folder: Path, stored: Mapping[str, tuple[int, ...]], made: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError where a tensor of the files has another shape than the configuration gives it.
+
+    Args:
+        stored: shape by name, from the files.
+        made: shape by name of the model that the configuration makes; names that only one side has are left alone.
+    """
+    for name, shape in made.items():
+        if name in stored and stored[name] != shape:
+            raise InputError(
+                f"{folder / 'config.json'} is not of these weights: it makes {name} {_by(shape)}, and the files hold "
+                f"{_by(stored[name])}; download both again"
+            )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _adapter(folder: Path) -> str:
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        base = "BASE"
+    return (
+        f"{folder} holds an adapter of {base}, not a model; merge the two with peft first "
+        f"(PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained('merged')) and give "
+        "that directory, with the tokenizer in it"
+    )
+
+
+def _check_kind(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Raises InputError where the directory holds another kind of model than a decoder that predicts tokens."""
+    path = folder / "config.json"
+    model_type = entries.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise InputError(
+            f"{path} does not say what the model is: model_type is {_shown(model_type)}; download it again"
+        )
+    kind = model_type.removeprefix(PRUNED_PREFIX)
+    if kind in REFUSED:
+        reason = REFUSED[kind]
+    elif kind in ENCODER_DECODERS or (entries.get("is_encoder_decoder") is True and kind not in FAMILIES):
+        reason = "they have an encoder beside the decoder, and depthcut prunes decoders alone"
+    elif kind in ENCODERS and entries.get("is_decoder") is not True:
+        reason = "they are encoders, which predict no next token"
+    else:
+        reason = ""
+    if reason:
+        raise InputError(f"models of type {kind!r} cannot be pruned: {reason}; give another model")
+    classes = entries.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise InputError(f"{path}: architectures is {_shown(classes)} and has to be a list of names; mend it")
+    if classes and HEADS_OF_OTHER_TASKS.search(classes[0]):
+        raise InputError(
+            f"{folder} holds a {classes[0]}, a model that classifies or rewards and has no head that predicts tokens; "
+            "give the causal language model that it was made from"
+        )
+
+
+def _check_sizes(folder: Path, decoder: Mapping[str, Any]) -> None:
+    """Raises InputError where a size is no count, is far beyond any model's, or does not go with another."""
+    path = folder / "config.json"
+    for key, largest in LARGEST.items():
+        if key not in decoder or (decoder[key] is None and key in OPTIONAL):
+            continue
+        value = decoder[key]
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        # Some families have a list here, one entry a block, which their own classes check.
+        if not is_count and isinstance(value, list) and key in (*HEADS, *KEY_VALUE_HEADS):
+            continue
+        if not (is_count and 1 <= value <= largest):
+            raise InputError(
+                f"{path}: {key} is {_shown(value)} and has to be a whole number from 1 to {largest}; mend it or "
+                "download it again"
+            )
+    heads, shared = (
+        next((decoder[key] for key in keys if isinstance(decoder.get(key), int)), None)
+        for keys in (HEADS, KEY_VALUE_HEADS)
+    )
+    if (
+        decoder.get("model_type") in FAMILIES
+        and heads
+        and shared
+        and heads % shared
+        and decoder["model_type"] != "falcon"
+    ):
+        raise InputError(
+            f"{path}: {heads} attention heads cannot share {shared} key-value heads; give a number that divides {heads}"
+        )
+    num_blocks = next((decoder[key] for key in BLOCKS if key in decoder), None)
+    kinds = decoder.get("layer_types")
+    if num_blocks is not None and kinds is not None:
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise InputError(f"{path}: layer_types is {_shown(kinds)} and has to be a list of names; mend it")
+        if len(kinds) != num_blocks:
+            cut = f"; keep the first {num_blocks}, which older readers take" if len(kinds) > num_blocks else "; mend it"
+            raise InputError(f"{path}: layer_types has {len(kinds)} entries for {num_blocks} blocks{cut}")
+
+
+def _check_num_blocks(folder: Path, entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError where the weights are of more or fewer blocks than the configuration says."""
+    model_type = entries["model_type"]
+    expected = next((entries[key] for key in BLOCKS if key in entries), None)
+    if model_type not in FAMILIES or expected is None:
+        return
+    name = FAMILIES[model_type].blocks.rpartition(".")[2]
+    pattern = re.compile(rf"(?:(?:model|transformer|gpt_neox|biogpt|backbone|decoder)\.)*{name}\.(\d+)\.")
+    found = {int(match[1]) for tensor in shapes if (match := pattern.match(tensor))}
+    num_found = max(found, default=-1) + 1
+    # Heads that predict further tokens are stored behind the last block.
+    predicting = entries.get("num_nextn_predict_layers") or 0
+    most = expected + (predicting if isinstance(predicting, int) else 0)
+    if found and not expected <= num_found <= most:
+        raise InputError(
+            f"{folder / 'config.json'} is not of these weights: it says {expected} blocks, and the files hold "
+            f"{num_found}; download both again"
+        )
+
+
+def _check_head(folder: Path, entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError where the class has no head for tokens and the embedding is not said to be one."""
+    classes = entries.get("architectures")
+    if not shapes or not classes or not classes[0].endswith("Model") or entries.get("tie_word_embeddings") is not False:
+        return
+    if not any(name.startswith(OUTPUT_HEADS) for name in shapes):
+        raise InputError(
+            f"{folder} holds a {classes[0]}, an embedding or base model without a head that predicts tokens; give the "
+            "causal language model that it was made from"
+        )
+
+
+def _shown(value: object) -> str:
+    """A value of the file, short enough for a sentence."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
+    return text if len(text) <= 60 else text[:57] + "..."

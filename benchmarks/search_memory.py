@@ -10,7 +10,8 @@ import json
 import resource
 from pathlib import Path
 
-from depthcut.ablation.ablation import DEFAULT_MEMORY_BUDGET, Ablation
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.memory import DEFAULT_MEMORY_BUDGET
 from depthcut.calibration import parse_source, sample_text
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream

@@ -201,9 +201,7 @@ def test_memory_follows_what_a_search_keeps():
     work = measure_work(model, stream.architecture)
     ablation = Ablation(stream, tiny.samples(SAMPLES, LENGTH), "kl")
     ablation([])
-    kept = sum(tensor.nbytes for batch in ablation._batches.values() for tensor in batch.streams.values())
-    kept += sum(tensor.nbytes for batch in ablation._batches.values() for part in batch.references for tensor in part)
-    kept += sum(2 * batch.dense_final.nbytes for batch in ablation._batches.values())
+    kept = ablation.kept_bytes
     options = recipe(search="exhaustive")
     search = next(
         phase for phase in estimate(options, posed(stream), work, ROOM, weight_bytes=0).phases if phase.name == "search"

@@ -20,6 +20,7 @@ import depthcut
 import tiny
 from depthcut import cli
 from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.comparator import ComparedBatch
 from depthcut.export import hf
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
@@ -354,7 +355,7 @@ def test_too_little_memory_for_one_sequence_says_what_to_lower(llama, tmp_path, 
 
 def test_a_search_that_ran_out_of_memory_goes_on(llama, tmp_path, monkeypatch, command):
     calls = 0
-    real = Ablation._compare
+    real = ComparedBatch.compare
 
     def compare(*args):
         nonlocal calls
@@ -365,7 +366,7 @@ def test_a_search_that_ran_out_of_memory_goes_on(llama, tmp_path, monkeypatch, c
 
     given = ["prune", llama, "-o", tmp_path / "out", *words(OPTIONS)]
     with monkeypatch.context() as patch:
-        patch.setattr(Ablation, "_compare", compare)
+        patch.setattr(ComparedBatch, "compare", compare)
         told = command(*given, code=2)
     assert "there is no memory left" in told[-1] and "with --resume goes on" in told[-1]
     assert len((tmp_path / ".out.unfinished" / "journal.jsonl").read_text().splitlines()) == 9

@@ -86,15 +86,15 @@ def test_every_value_is_evaluated_by_exactly_one_rank(ablation_of, num_samples, 
         ablation = ablation_of(num_samples, Ranks(index, count))
         sets = [frozenset([unit]) for unit in ablation.stream.units]
         wanted = ablation._in_order(sets, range(ablation.num_batches))
-        shares.append(ablation._share(wanted))
-        assert {batch for _, batch in shares[-1]} <= set(ablation._batches)
+        shares.append(ablation._division.share(wanted, ablation._ledger.num_known))
+        assert {batch for _, batch in shares[-1]} <= set(ablation._compared)
     assert sorted(itertools.chain(*shares), key=wanted.index) == wanted
     assert min(map(len, shares)) > 0 and max(map(len, shares)) <= len(sets) * -(-num_samples // count)
 
 
 def test_a_rank_keeps_the_streams_of_its_own_batches_only(ablation_of):
     whole, half = ablation_of(4, Ranks()), ablation_of(4, Ranks(1, 2))
-    assert list(whole._batches) == [0, 1, 2, 3] and list(half._batches) == [1, 3]
+    assert list(whole._compared) == [0, 1, 2, 3] and list(half._compared) == [1, 3]
     assert half.batch_sizes == whole.batch_sizes and half.weights.equal(whole.weights)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from depthcut.ablation.comparator import following, predicting
 from depthcut.ablation.objectives import KL, POSITIONS_AT_ONCE, Loss
 from depthcut.calibration import Samples
 from depthcut.evaluation.paired import DIFFERENCE
@@ -45,7 +46,7 @@ def compare_language(
         runs = [_run_all(stream, given) for stream in streams]
         sums += [_sums_of_batch(streams, of_batch) for of_batch in zip(*runs, strict=True)]
         for batch, _ in runs[0]:
-            predicted.append(_predicts(batch).sum(dim=-1).cpu())
+            predicted.append(predicting(batch.token_mask).sum(dim=-1).cpu())
             present.append(batch.token_mask.sum(dim=-1).cpu())
             advance(len(batch.input_ids))
 
@@ -85,12 +86,6 @@ def _measurement(
     return Measurement(name=name, value=value, stderr=stderr, unit=unit, model=model, data=data, samples=samples)
 
 
-def _predicts(batch: Batch) -> torch.Tensor:
-    """(sequences, length) bool: positions that are there and whose next token is."""
-    tokens = batch.token_mask
-    return torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
-
-
 _Run = tuple[Batch, torch.Tensor]
 """A batch, and its stream before the final norm."""
 
@@ -108,8 +103,8 @@ def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> to
         runs: the same batch in each of them.
     """
     batch = runs[0][0]
-    predicts, tokens = _predicts(batch), batch.token_mask
-    targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
+    predicts, tokens = predicting(batch.token_mask), batch.token_mask
+    targets = following(batch.input_ids)
     sums = torch.zeros(2 * len(streams) - 1, len(targets), dtype=torch.float64)
     for of_models in zip(*(stream.logits(*run) for stream, run in zip(streams, runs, strict=True)), strict=True):
         positions = of_models[0][0]

@@ -25,7 +25,8 @@ from typing import Literal
 
 import torch
 
-from depthcut.ablation.ablation import Ablation, Removed
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.ledger import Removed
 from depthcut.types import InputError, Removal, Scores
 
 Value = Callable[[Removed], float]

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from depthcut.ablation.ablation import stride_that_fits
+from depthcut.ablation.memory import EXCERPTS_SHARE_OF_BUDGET, FLOAT_BYTES, Kept, kept_of
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE
+from depthcut.ablation.prefix_cache import units_per_position
 from depthcut.model.flops import ModelWork
 from depthcut.model.stream import LOGIT_BYTES
 from depthcut.preview.device_profiles import DeviceProfile
@@ -27,9 +28,6 @@ from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Problem
 from depthcut.types import Cost, Unit
 
-FLOAT_BYTES = 4
-PILOT_SHARE_OF_BUDGET = 4
-"""The lazy search's pilot text may keep one byte in so many of what its whole text may."""
 REFIT_PASSES = 3.0
 """Forward passes of both models over its text that a repair in closed form takes."""
 TRAINING_PASSES = 3.0
@@ -163,15 +161,15 @@ class _Run:
                 unit_evaluations=cost.unit_evaluations + sequences * steps * self.num_units // HELD_OUT_SHARE // 2,
                 candidate_evaluations=cost.candidate_evaluations + steps // HELD_OUT_SHARE,
             )
-        kept, references_fit = self._kept_bytes(sequences, self.room.kept)
+        whole = self._kept(sequences, self.room.kept)
+        kept = whole.most_bytes
         dense = 1.0
         search = self.recipe.build_search()
         if isinstance(search, Greedy) and search.strategy == "lazy":
             fraction = search.pilot_fraction
-            pilot, _ = self._kept_bytes(fraction * sequences, self.room.kept // PILOT_SHARE_OF_BUDGET)
-            kept += pilot
+            kept += self._kept(fraction * sequences, self.room.kept // EXCERPTS_SHARE_OF_BUDGET).most_bytes
             dense += fraction
-        projections = cost.candidate_evaluations * (1 if references_fit else 2) + dense
+        projections = cost.candidate_evaluations * (1 if whole.all_references else 2) + dense
         rows = search_batch_size(self.recipe, sequences)
         passes = cost.unit_evaluations / (sequences * self.num_units)
         phase = self._passes("search", passes, projections, sequences, length, kept + self._logit_bytes(rows, 1), rows)
@@ -262,15 +260,16 @@ class _Run:
             working_bytes=working_bytes,
         )
 
-    def _kept_bytes(self, sequences: float, budget: int) -> tuple[float, bool]:
-        """What an objective keeps of a text, and whether that holds what it compares with."""
-        stream = sequences * self.length * self._hidden * self.itemsize
-        per_position = len(self.problem.architecture.branches) if self.problem.architecture.parallel else 1
-        streams = stream * self.num_units // stride_that_fits(stream, self.num_units, per_position, budget)
-        references = sequences * self.length * (self.work.vocabulary + 1) * FLOAT_BYTES
-        left = budget - min(budget // 2, streams)
-        # Beside the budget stay the embedded text and the dense stream before the final norm.
-        return 2 * stream + streams + min(references, left), references <= left
+    def _kept(self, sequences: float, budget: int) -> Kept:
+        """What an objective keeps of a text."""
+        return kept_of(
+            sequences * self.length,
+            self._hidden * self.itemsize,
+            self.work.vocabulary,
+            num_units=self.num_units,
+            per_position=units_per_position(self.problem.architecture),
+            budget=budget,
+        )
 
     def _block_bytes(self, rows: int) -> float:
         """The largest temporaries inside a block."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from depthcut.ablation.objectives import NEXT_TOKEN_OBJECTIVES, POSITIONS_AT_ONCE, Reference, find_objective
+from depthcut.ablation.comparator import ComparedBatch, predicting
+from depthcut.ablation.memory import reference_bytes
+from depthcut.ablation.objectives import NEXT_TOKEN_OBJECTIVES, find_objective
 from depthcut.calibration import Samples
 from depthcut.model.stream import Batch, DecoderStream
 
@@ -29,9 +31,8 @@ class Judge:
         self._next_token = objective in NEXT_TOKEN_OBJECTIVES
         self._rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
         vocabulary = dense.model.get_output_embeddings().weight.shape[0]
-        self._keeps = samples.input_ids.numel() * vocabulary * 4 <= memory_budget
-        self._references: list[Reference] = []
-        self._dense_finals: list[tuple[Batch, torch.Tensor]] = []
+        self._keeps = reference_bytes(samples.input_ids.numel(), vocabulary) <= memory_budget
+        self._compared: list[ComparedBatch] = []
 
     def batches(self, stream: DecoderStream) -> list[Batch]:
         """The text, ready to be run through a model."""
@@ -53,41 +54,15 @@ class Judge:
             batches: of this model, from `batches`.
             finals: (sequences, length, hidden) the stream before the final norm, batch by batch.
         """
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        references = self._dense_references()
-        for batch, final in zip(batches, finals, strict=True):
-            for logits, targets in self._counted(stream, batch, final):
-                values = self._objective.at_positions(next(references), logits, targets)
-                total += values.double().sum().cpu()
-                count += len(values)
-        return float(total / count)
+        if not self._compared:
+            self._compared = [self._dense_answer(batch) for batch in self.batches(self._dense)]
+        sums = torch.zeros(2, dtype=torch.float64)
+        for compared, batch, final in zip(self._compared, batches, finals, strict=True):
+            totals, counts = compared.compare(self._objective, self._dense, stream, batch, final)
+            sums += torch.stack([totals.sum(), counts.sum()])
+        return float(sums[0] / sums[1])
 
-    def _dense_references(self) -> Iterator[Reference]:
-        if self._references:
-            return iter(self._references)
-        if not self._dense_finals:
-            self._dense_finals = [(batch, self._dense.run(batch)) for batch in self.batches(self._dense)]
-        made = (
-            self._objective.reference(logits)
-            for batch, final in self._dense_finals
-            for logits, _ in self._counted(self._dense, batch, final)
-        )
-        if self._keeps:
-            self._references = list(made)
-            return iter(self._references)
-        return made
-
-    def _counted(
-        self, stream: DecoderStream, batch: Batch, final: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits in float32 and following tokens where there are tokens, a few positions at a time."""
-        counted = batch.token_mask
-        if self._next_token:
-            counted = torch.nn.functional.pad(counted[:, :-1] & counted[:, 1:], (0, 1))
-        targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1))
-        for positions, logits in stream.logits(batch, final):
-            chosen = counted[:, positions]
-            found, follows = logits[chosen], targets[:, positions][chosen]
-            for begin in range(0, len(found), POSITIONS_AT_ONCE):
-                part = slice(begin, begin + POSITIONS_AT_ONCE)
-                yield found[part].float(), follows[part]
+    def _dense_answer(self, batch: Batch) -> ComparedBatch:
+        tokens = batch.token_mask
+        scored = predicting(tokens) if self._next_token else tokens
+        return ComparedBatch(batch, self._dense.run(batch), scored, keeps_references=self._keeps)

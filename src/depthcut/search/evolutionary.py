@@ -18,7 +18,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from depthcut.ablation.ablation import Ablation, Removed
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.ledger import Removed
 from depthcut.ablation.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Removal, Step, UnitChoice

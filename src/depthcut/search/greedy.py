@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
-from depthcut.ablation.ablation import Ablation, Removed
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.ledger import Removed
 from depthcut.ablation.objectives import find_objective
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, Removal, Step, UnitChoice

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from depthcut.ablation.ablation import Ablation, Removed
+from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.ledger import Removed
 from depthcut.ablation.objectives import TASK_OBJECTIVES, find_objective
 from depthcut.importance.shapley import (
     DEFAULT_MAX_FORWARDS,

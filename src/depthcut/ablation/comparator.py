@@ -1,0 +1,90 @@
+"""Compares logits with the dense model's, or with the text: walks through them a few positions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from depthcut.ablation.objectives import POSITIONS_AT_ONCE, Objective, Reference
+from depthcut.model.stream import Batch, DecoderStream
+
+
+def predicting(tokens: torch.Tensor) -> torch.Tensor:
+    """The positions that are there and whose next token is, (sequences, length) bool like what is given."""
+    return torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
+
+
+def following(input_ids: torch.Tensor) -> torch.Tensor:
+    """The token after each position, (sequences, length); 0 after the last, which must not count."""
+    return torch.nn.functional.pad(input_ids[:, 1:], (0, 1))
+
+
+def walk(stream: DecoderStream, batch: Batch, final: torch.Tensor) -> Iterator[tuple[tuple[int, slice], torch.Tensor]]:
+    """The logits of a batch, a few positions of one sequence at a time, so that temporaries stay in a CPU's cache.
+
+    Args:
+        final: (sequences, length, hidden) the stream before the final norm.
+
+    Yields:
+        The sequence and its positions, and float32 logits (positions, vocabulary). Which positions come together
+        depends on the shape of the batch alone.
+    """
+    for positions, logits in stream.logits(batch, final):
+        for row in range(len(logits)):
+            for begin in range(positions.start, positions.stop, POSITIONS_AT_ONCE):
+                part = slice(begin, min(begin + POSITIONS_AT_ONCE, positions.stop))
+                piece = logits[row, begin - positions.start : part.stop - positions.start]
+                yield (row, part), piece.float()
+
+
+class ComparedBatch:
+    """What outputs for one batch are compared with.
+
+    Args:
+        dense_final: (sequences, length, hidden) the dense model's stream before the final norm.
+        scored: (sequences, length) bool, the positions that count.
+        keeps_references: whether what the objective keeps of the dense logits stays in memory after the first
+            comparison; else it is computed anew, by a vocabulary projection, each time.
+    """
+
+    def __init__(
+        self, batch: Batch, dense_final: torch.Tensor, scored: torch.Tensor, *, keeps_references: bool = False
+    ) -> None:
+        self.batch, self.dense_final = batch, dense_final
+        self.scored = scored.to(batch.input_ids.device)
+        self.targets = following(batch.input_ids)
+        self.keeps_references = keeps_references
+        self._references: list[Reference] = []
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the dense stream and of references that are in memory."""
+        return self.dense_final.nbytes + sum(part.nbytes for reference in self._references for part in reference)
+
+    def compare(
+        self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of the objective over the positions that count, and how many those are: (sequences,) float64 each.
+
+        Args:
+            dense: the dense model.
+            stream: the model whose output is compared; `batch` and `final` are its.
+        """
+        totals = torch.zeros(len(final), dtype=torch.float64)
+        pieces = walk(stream, batch, final)
+        for (at, logits), reference in zip(pieces, self._dense_references(objective, dense), strict=True):
+            if bool(self.scored[at].any()):
+                values = objective.at_positions(reference, logits, self.targets[at])
+                totals[at[0]] += values[self.scored[at]].double().sum().cpu()
+        return totals, self.scored.sum(dim=-1).double().cpu()
+
+    def _dense_references(self, objective: Objective, dense: DecoderStream) -> Iterable[Reference]:
+        """Piece by piece as `walk` comes to them."""
+        if self._references:
+            return self._references
+        made = (objective.reference(logits) for _, logits in walk(dense, self.batch, self.dense_final))
+        if not self.keeps_references:
+            return made
+        self._references = list(made)
+        return self._references

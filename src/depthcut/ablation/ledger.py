@@ -1,0 +1,87 @@
+"""What evaluations gave and cost: the memo, the journal behind it, and the counts that a plan reports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from depthcut.process.journal import Journal
+from depthcut.process.ranks import Ranks
+from depthcut.types import Unit
+
+Removed = frozenset[Unit]
+Key = tuple[Removed, int]
+"""A set, and the batch that it is evaluated on."""
+
+
+class Ledger:
+    """Results on one text, by set and batch.
+
+    Args:
+        text: digest of the text; the journal may hold results of others.
+
+    Attributes:
+        num_known: sets whose value is known, by batch.
+        num_evaluated: keys that this process has evaluated.
+        asked: keys that were asked for.
+        asked_cost: unit evaluations that these took, whoever evaluated them, and when.
+        walked_cost: unit evaluations of running batches of the base on to where candidates leave it.
+    """
+
+    def __init__(self, journal: Journal, text: str) -> None:
+        self.journal, self._text = journal, text
+        self._memo = self._by_key(journal.lines)
+        self._own = self._by_key(journal.own)
+        self.num_known = Counter(index for _, index in self._memo)
+        self.num_evaluated = 0
+        self.asked: set[Key] = set()
+        self.asked_cost = self.walked_cost = 0
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether every process knows the value."""
+        return key in self._memo
+
+    def values(self, key: Key) -> list[float]:
+        found: list[float] = self._memo[key]["values"]
+        return found
+
+    def own_line(self, key: Key) -> dict[str, Any] | None:
+        """What an earlier process of this shard wrote, which the others do not know."""
+        return self._own.get(key)
+
+    def write_down(self, key: Key, base: Removed, values: list[float], unit_evaluations: int) -> dict[str, Any]:
+        """Appends one result to the journal; it is known once all processes have learnt it."""
+        removed, index = key
+        line = {
+            "text": self._text,
+            "removed": sorted(map(str, removed & base)),
+            "candidate": sorted(map(str, removed - base)),
+            "batch": index,
+            "values": values,
+            "unit_evaluations": unit_evaluations,
+        }
+        self.journal.add(line)
+        self.num_evaluated += 1
+        return line
+
+    def learn(self, ranks: Ranks, num_missing: int, found: list[dict[str, Any]]) -> None:
+        """Takes in what every process found of the missing values."""
+        shares = ranks.gather((num_missing, found))
+        assert {missing for missing, _ in shares} == {sum(len(lines) for _, lines in shares)}, "ranks are out of step"
+        for _, lines in shares:
+            self._memo |= self._by_key(lines)
+            self.num_known.update(line["batch"] for line in lines)
+
+    def count_asked(self, keys: Sequence[Key]) -> None:
+        """Counts what was asked for the first time."""
+        for key in [key for key in keys if key not in self.asked]:
+            self.asked.add(key)
+            self.asked_cost += self._memo[key]["unit_evaluations"]
+
+    def _by_key(self, lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+        return {
+            (frozenset(map(Unit.parse, line["removed"] + line["candidate"])), line["batch"]): line
+            for line in lines
+            if line["text"] == self._text
+        }

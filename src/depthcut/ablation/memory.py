@@ -1,0 +1,60 @@
+"""What memory an ablation keeps between evaluations: asked by the ablation itself, and by estimates before a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT_BYTES = 4
+DEFAULT_MEMORY_BUDGET = 2**30
+EXCERPTS_SHARE_OF_BUDGET = 4
+"""The ablation on excerpts may keep one byte in so many of what the one on the whole text may."""
+
+
+def reference_bytes(num_positions: float, vocabulary: int) -> float:
+    """Most that an objective keeps of the dense logits at some positions."""
+    return num_positions * (vocabulary + 1) * FLOAT_BYTES
+
+
+def stride_that_fits(stream_bytes: float, num_units: int, per_position: int, budget: int) -> int:
+    """How many units apart hidden states are kept, so that they take half of a budget at most.
+
+    Args:
+        stream_bytes: of the whole text at one position.
+        per_position: units from one position to the next that a pass can be entered at.
+    """
+    stride = per_position
+    while stream_bytes * num_units // stride > budget // 2 and stride < num_units:
+        stride += per_position
+    return stride
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an ablation keeps of a text.
+
+    Attributes:
+        most_bytes: hidden states, references, and the text's embedding and dense answer, which no budget limits.
+        all_references: whether all that the objective compares with is kept; else it is computed anew each time.
+    """
+
+    most_bytes: float
+    all_references: bool
+
+
+def kept_of(
+    num_positions: float, hidden_bytes: int, vocabulary: int, *, num_units: int, per_position: int, budget: int
+) -> Kept:
+    """What will be kept.
+
+    Args:
+        num_positions: tokens of the text.
+        hidden_bytes: of one token's hidden state.
+        num_units: of the model.
+        per_position: units from one position to the next that a pass can be entered at.
+        budget: bytes, as given to `Ablation`.
+    """
+    stream = num_positions * hidden_bytes
+    grid = stream * num_units // stride_that_fits(stream, num_units, per_position, budget)
+    references = reference_bytes(num_positions, vocabulary)
+    left = budget - min(budget // 2, grid)
+    return Kept(2 * stream + grid + min(references, left), references <= left)

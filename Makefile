@@ -10,16 +10,30 @@ WHEEL_CHECK_PIP = $(WHEEL_CHECK)/venv/bin/pip --disable-pip-version-check -q
 OUT ?= out/demo
 WHEEL_CHECK ?= out/wheel-check
 
-.PHONY: demo test test-fast test-readers test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
+.PHONY: demo test test-long test-all test-numerics test-fast test-readers test-readers test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
 
+# Tests of a file stay together, since they share its models.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+ELSEWHERE := not vllm and not readers
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST) -m "not long and $(ELSEWHERE)"
+
+test-long: $(VENV)/.test
+	$(PYTEST) -m "long and $(ELSEWHERE)"
+
+test-all: test test-long
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not real and not vllm and not readers"
+	$(PYTEST) -m "not long and not real and $(ELSEWHERE)"
+
+# What computes, once more with plain instructions: sums are rounded otherwise.
+test-numerics: $(VENV)/.test
+	ATEN_CPU_CAPABILITY=default $(PYTEST) -m "not long and not real and not browser and not device and $(ELSEWHERE)" \
+		tests/model tests/importance tests/search tests/repair tests/evaluation tests/test_surgery.py
 
 test-readers: $(VENV)/.test $(VENV)-readers/.installed
 	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) $(BIN)/python -m pytest -m readers tests/export/test_readers.py

@@ -384,13 +384,20 @@ def test_the_real_allocator_is_understood():
 
 # Signals
 
-SLOW = """
-import time
+HOLDS = """
+import torch
 from depthcut import cli
 from depthcut.process.journal import Journal
 
-add = Journal.add
-Journal.add = lambda journal, line: (time.sleep(0.02), add(journal, line))
+add, written = Journal.add, []
+
+def hold(journal, line):
+    add(journal, line)
+    written.append(line)
+    while len(written) > 25:
+        torch.ones(64, 64) @ torch.ones(64, 64)
+
+Journal.add = hold
 cli.main()
 """
 
@@ -399,9 +406,9 @@ cli.main()
 def test_a_signal_ends_with_one_line_and_the_run_goes_on(llama, tmp_path, number, code):
     options = OPTIONS | {"calibration_samples": 48, "calibration_length": 64, "search": "exhaustive"}
     output = tmp_path / "out"
-    # Slow enough that the signal always comes in the middle, however quick the machine is.
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW)
+    # It computes on and on until the signal, so that this comes in the middle on a machine of any speed.
+    script = tmp_path / "holds.py"
+    script.write_text(HOLDS)
     given = [sys.executable, str(script), "prune", str(llama), "-o", str(output), *words(options)]
     process = subprocess.Popen(given, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     journal = tmp_path / ".out.unfinished" / "journal.jsonl"

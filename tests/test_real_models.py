@@ -148,6 +148,7 @@ class TestSmolLM2:
         require_repaired(depthcut.prune("smollm2", remove="25%", method="shortgpt", **options), share_left=0.8)
 
 
+@pytest.mark.long
 class TestGemma3:
     @pytest.fixture(scope="class")
     def result(self, tmp_path_factory):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -250,6 +252,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt, norm over the sum": ("opt", {"do_layer_norm_before": False}),
     "stablelm, parallel": ("stablelm", {"use_parallel_residual": True}),
 }
+
+
+def short_and_long(cases: Iterable[str], short: Iterable[str]) -> list[Any]:
+    """Cases for `parametrize`; those that are not among the short ones are marked `long`."""
+    in_short = set(short)
+    return [pytest.param(case, marks=() if case in in_short else pytest.mark.long) for case in cases]
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {family: (family, {}) for family in ALL} | FORMS

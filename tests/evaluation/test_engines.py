@@ -145,6 +145,7 @@ def test_the_only_gguf_of_a_directory_is_meant(tmp_path):
         engines._gguf_file("llama.cpp", str(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_the_work_of_a_gguf_is_what_is_in_the_file():
     source = resolve("smollm2")

@@ -169,6 +169,7 @@ def require(alias):
         pytest.skip(f"needs {PACKAGED_MODELS[alias].install}")
 
 
+@pytest.mark.long
 class TestSmolLM2:
     @pytest.fixture(scope="class")
     def dense(self):
@@ -249,6 +250,7 @@ class TestSmolLM2:
         assert all(pruned.metadata[key] == dense.metadata[key] for key in tokenizer_keys)
 
 
+@pytest.mark.long
 class TestGemma3:
     def test_pairs_of_both_kinds_leave_an_ordinary_gemma3(self, tmp_path):
         """One sliding attention less before every full one."""

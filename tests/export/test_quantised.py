@@ -256,6 +256,7 @@ def test_the_configuration_says_what_weights_are_stored_as(entries, name):
 
 
 @torch.no_grad()
+@pytest.mark.long
 @pytest.mark.real
 def test_smollm2_is_the_same_model_in_either_order_fresh(tmp_path):
     source = resolve("smollm2")

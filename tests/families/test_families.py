@@ -38,7 +38,7 @@ def documented():
     return family_table.parse(family_table.DOCUMENT.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("case", tiny.CASES)
+@pytest.mark.parametrize("case", tiny.short_and_long(tiny.CASES, tiny.REPRESENTATIVE))
 def test_what_the_table_says_of_a_family_holds(case, reader, documented, tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "subprocess", SimpleNamespace(run=reader.run))
     monkeypatch.setattr(hf, "GREEDY_TOKENS", family_proofs.GREEDY_TOKENS)

@@ -69,6 +69,7 @@ def test_what_was_removed_computes_nothing():
     assert after.units[gone].flops(LENGTH) == 0
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_a_real_model_counts_what_torch_counts():
     source = resolve("smollm2")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import depthcut
+import tiny
 from depthcut.model.wrappers import blocks_of_wrapper
 from depthcut.types import InputError
 from model import multimodal
@@ -26,7 +27,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", multimodal.SETTINGS)
+@pytest.mark.parametrize("name", tiny.short_and_long(multimodal.SETTINGS, ["qwen2_5_vl", "llava"]))
 def test_the_decoder_is_pruned_and_all_else_kept(name, tmp_path):
     source = multimodal.save(name, tmp_path / "dense")
     forms = [] if name in ("qwen2_5_vl", "qwen3_vl") else ["text-only"]

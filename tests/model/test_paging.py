@@ -164,6 +164,7 @@ def test_values_in_memory_are_never_taken_for_pages(tmp_path):
     assert torch.equal(logits(in_memory, tiny.samples()), logits(paged, tiny.samples()))
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_a_gguf_is_dequantised_into_files():
     source = resolve("smollm2")
@@ -214,6 +215,7 @@ def large(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [["--method", "shortgpt"], ["--unit", "block", "--search", "exhaustive"]])
 def test_a_whole_run_stays_within_its_budget(large, tmp_path, options):
     output = tmp_path / "out"

@@ -41,6 +41,7 @@ def test_ranks_write_what_one_process_writes_and_train_together(model, tmp_path)
         assert step == other_step and loss == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.long
 def test_three_ranks_refuse_with_one_sentence(model, tmp_path):
     _, errors = finished(torchrun(3, words(model, tmp_path / "out", remove="99")), code=1)
     assert [line for line in errors.splitlines() if line.startswith("depthcut: ")] == [
@@ -61,6 +62,7 @@ cli.main()
 """
 
 
+@pytest.mark.long
 def test_a_killed_rank_is_restarted_and_a_killed_job_resumed(model, tmp_path):
     chance, script = random.Random(0), tmp_path / "slow.py"
     script.write_text(SLOW)

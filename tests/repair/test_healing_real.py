@@ -15,7 +15,7 @@ from depthcut.repair.partial import Partial
 from depthcut.surgery import apply
 from depthcut.types import Unit
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.long]
 
 SHORT = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3}
 

@@ -20,9 +20,9 @@ from depthcut.commands.options import (
     Seed,
     Speed,
     TrustRemoteCode,
-    comma_separated,
 )
 from depthcut.commands.terminal import print_measurements
+from depthcut.registry import split_names
 from depthcut.types import (
     InputError,
     Measurement,
@@ -152,7 +152,7 @@ def _suite(
     from depthcut.evaluation.suite import load_suite
 
     return load_suite(
-        comma_separated(tasks),
+        split_names(tasks),
         num_fewshot=num_fewshot,
         limit=limit,
         include_path=include_path,

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from depthcut.registry import write_setting
 from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
 
 
-def list_names() -> None:
-    """List recipes, packaged models, texts, methods, metrics and model families."""
+def list_names(
+    name: Annotated[
+        str | None, typer.Argument(help="A method, repair or form: its settings; everything where left out.")
+    ] = None,
+) -> None:
+    """List recipes, packaged models, texts, methods, metrics and model families, or the settings of one name."""
     from rich.console import Console
+
+    if name is not None:
+        _list_settings(name)
+        return
     from rich.table import Table
 
     from depthcut.ablation.objectives import OBJECTIVES
@@ -46,6 +56,30 @@ def list_names() -> None:
         console.print(table)
         console.print()
     console.print("families:", ", ".join(sorted(FAMILIES)))
+
+
+def _list_settings(name: str) -> None:
+    """Prints what each registry says of a name, with its settings as they are written.
+
+    Raises:
+        InputError: no registry has it; names the nearest.
+    """
+    from depthcut.export import EXPORTS
+    from depthcut.registry import Registry, unknown_name
+    from depthcut.repair import REPAIRS
+    from depthcut.search.problem import SEARCHES
+
+    registries: tuple[Registry[Any], ...] = (SEARCHES, REPAIRS, EXPORTS)
+    entries = [(registry, entry) for registry in registries for entry in registry]
+    if name not in [entry.name for _, entry in entries]:
+        raise InputError(unknown_name("name", name, [entry.name for _, entry in entries]))
+    for registry, entry in entries:
+        if entry.name != name:
+            continue
+        print(f"{registry.kind} {name}: {entry.summary} ({entry.source})")
+        for setting in entry.settings().values():
+            print(f"  {name},{setting.name}={write_setting(setting.default)}  ({setting.kind})")
+            print(textwrap.indent(textwrap.fill(setting.meaning, 100), "      "))
 
 
 def validate(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from depthcut.registry import split_names
+
 if TYPE_CHECKING:
     from depthcut.run.recipe import Recipe
 
@@ -34,7 +36,7 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 Dtype = Annotated[str, typer.Option(help="What is computed in: auto, float32, bfloat16 or float16.")]
 SaveDtype = Annotated[str, typer.Option(help="What is written; by default what the source is stored in.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Method = Annotated[str, typer.Option(help="How units are chosen (see depthcut ls).")]
+Method = Annotated[str, typer.Option(help="How units are chosen: greedy or evopress,generations=40 (see depthcut ls).")]
 Metric = Annotated[str | None, typer.Option(help="Static metric or objective, for --method one-shot.")]
 ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
 SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
@@ -60,7 +62,9 @@ CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
 Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
 EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
 EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
-Forms = Annotated[str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,zeroed.")]
+Forms = Annotated[
+    str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,tensor_type=q8_0,zeroed.")
+]
 Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
 Repair = Annotated[
     str | None,
@@ -102,11 +106,6 @@ Generation = Annotated[
 ]
 
 
-def comma_separated(text: str) -> list[str]:
-    """The names in an option that takes several."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def recipe_of(context: typer.Context, without: Collection[str] = (), **instead: object) -> Recipe:
     """The recipe that a command's options make.
 
@@ -121,5 +120,5 @@ def recipe_of(context: typer.Context, without: Collection[str] = (), **instead: 
 
     given = {name: value for name, value in context.params.items() if name in Recipe.model_fields.keys() - set(without)}
     for name in LISTS & given.keys():
-        given[name] = comma_separated(given[name])
+        given[name] = split_names(given[name])
     return Recipe.build(**given, **instead)

@@ -64,6 +64,7 @@ from depthcut.commands.terminal import (
     require_alone,
 )
 from depthcut.commands.upload import require_token, upload
+from depthcut.registry import split_settings
 from depthcut.types import InputError
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _run(
     if result.output is None:
         return
     print_result(result, output)
-    for form in recipe.export:
+    for form in (split_settings(text)[0] for text in recipe.export):
         if form not in dict(result.not_written):
             print(f"{form} written to {output / form}, verified")
     for form, reason in result.not_written:

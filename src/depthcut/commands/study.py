@@ -32,10 +32,10 @@ from depthcut.commands.options import (
     Tasks,
     TrustRemoteCode,
     UnitOption,
-    comma_separated,
     recipe_of,
 )
 from depthcut.commands.terminal import command_line, print_study
+from depthcut.registry import split_names
 
 Methods = Annotated[
     str,
@@ -93,7 +93,7 @@ def sweep(
     found = study.sweep(
         recipe,
         output_dir,
-        methods=comma_separated(methods),
+        methods=split_names(methods),
         every=every,
         repairs=repair or ["none"],
         overwrite=overwrite,
@@ -140,8 +140,8 @@ def compare(
     found = study.compare(
         recipe,
         output_dir,
-        methods=comma_separated(methods),
-        ratios=comma_separated(ratios),
+        methods=split_names(methods),
+        ratios=split_names(ratios),
         repairs=repair or ["none"],
         overwrite=overwrite,
         resume=resume,
@@ -185,7 +185,7 @@ def tradeoff(
         recipe,
         output_dir,
         tasks=study.parse_tasks(task),
-        counts=comma_separated(remove),
+        counts=split_names(remove),
         overwrite=overwrite,
         resume=resume,
         command=command_line(),

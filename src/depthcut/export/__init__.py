@@ -38,4 +38,4 @@ class Export(Protocol):
         ...
 
 
-EXPORTS: Registry[Export] = Registry("export form", "depthcut.export")
+EXPORTS: Registry[Export] = Registry("export form", "depthcut.export", "depthcut.exports")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.calibration import Samples
@@ -17,9 +16,9 @@ from depthcut.model.precision import round_weights
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
 from depthcut.process.ranks import ALONE, Ranks
-from depthcut.registry import Registry, unknown_name
+from depthcut.registry import Registry
 from depthcut.repair.judge import Judge
-from depthcut.types import InputError, Repair, Unit, first_problem
+from depthcut.types import InputError, Repair, Unit
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class RepairMethod(Protocol):
         ...
 
 
-REPAIRS: Registry[RepairMethod] = Registry("repair", "depthcut.repair")
+REPAIRS: Registry[RepairMethod] = Registry("repair", "depthcut.repair", "depthcut.repairs")
 
 
 def parse_repairs(text: str) -> list[tuple[str, RepairMethod]]:
@@ -116,30 +115,13 @@ def parse_repairs(text: str) -> list[tuple[str, RepairMethod]]:
     """
     if text.strip() == "none":
         return []
-    chain = [(part.split(",")[0].strip(), _parse_one(part)) for part in text.split("+")]
+    chain = [REPAIRS.parse(part) for part in text.split("+")]
     late = [name for name, method in chain[1:] if method.replaces_units]
     if late:
         raise InputError(
             f"{late[0]} puts modules in place of what was removed, so it comes first and once; write {late[0]}+..."
         )
     return chain
-
-
-def _parse_one(text: str) -> RepairMethod:
-    name, *settings = (part.strip() for part in text.split(","))
-    made = REPAIRS.find(name).make()
-    kinds = {field.name: field.type for field in dataclasses.fields(made)}  # type: ignore[arg-type]
-    values = {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key not in kinds:
-            raise InputError(unknown_name(f"setting of {name}", key, list(kinds)))
-        values[key] = value
-    adapter: TypeAdapter[RepairMethod] = TypeAdapter(type(made))
-    try:
-        return adapter.validate_python(dataclasses.asdict(made) | values)  # type: ignore[call-overload]
-    except ValidationError as error:
-        raise InputError(f"{name} cannot be set so: {first_problem(error)}") from error
 
 
 def check_repairs(chain: list[tuple[str, RepairMethod]], architecture: Architecture, config: PreTrainedConfig) -> None:

@@ -182,7 +182,7 @@ def find_rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTab
     left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)
     rivals = {}
     for method in session.recipe.compare:
-        search = SEARCHES.find(method).make()
+        _, search = SEARCHES.parse(method)
         budget = Budget("parameters", left)
         posed = replace(problem, unit=search.preferred_unit, budget=budget, scores=scores, latency=None)
         try:

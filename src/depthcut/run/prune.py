@@ -123,7 +123,7 @@ def prune(
         source = find_model(recipe)
         problem = pose_problem(recipe, source)
         for form in recipe.export:
-            EXPORTS.find(form).make().check(source.config)
+            EXPORTS.parse(form)[1].check(source.config)
         if output is not None:
             _require_other_folder(output, source)
         session = Session.prepare(recipe, source)
@@ -266,7 +266,7 @@ def export(
 
 
 def _exporter(form: str, tensor_type: str | None) -> Export:
-    exporter = EXPORTS.find(form).make()
+    form, exporter = EXPORTS.parse(form)
     if tensor_type is None:
         return exporter
     if "tensor_type" not in {field.name for field in dataclasses.fields(exporter)}:  # type: ignore[arg-type]
@@ -358,8 +358,8 @@ def _write_forms(
         The forms that cannot hold this very model, with the reason: what a search has found is not lost over them.
     """
     not_written = []
-    for form in session.recipe.export:
-        exporter = EXPORTS.find(form).make()
+    for text in session.recipe.export:
+        form, exporter = EXPORTS.parse(text)
         target = folder / form
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()

@@ -15,9 +15,19 @@ from depthcut.evaluation.harness import check_cache, default_cache
 from depthcut.evaluation.questions import Questions
 from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_limit
 from depthcut.export import EXPORTS
+from depthcut.registry import split_settings
 from depthcut.repair import RepairMethod, parse_repairs
 from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
 from depthcut.types import InputError, Record, UnitChoice, first_problem, require_regular
+
+SHORT_FORMS = {
+    "metric": "metric",
+    "objective": "objective",
+    "search": "strategy",
+    "swap": "swap",
+    "max_forwards": "max_forwards",
+}
+"""Options that are a setting of the method under a name of their own."""
 
 PASSES_AT_MOST = 8
 """How often a training may go through its text."""
@@ -54,11 +64,11 @@ class Recipe(Record):
         save_dtype: precision of the written weights; `auto` is the stored one (bfloat16 for a GGUF).
         device: a torch device, or `auto`: the first GPU where there is one.
         remove: share (`25%`) or count of units to remove; either this or `budget`.
-        method: how units are chosen; the rest of its hyper-parameters are `metric`, `objective`, `search`, `swap` and
-            `max_forwards`.
+        method: how units are chosen, `greedy` or with settings `greedy,strategy=exhaustive,swap=false`; `depthcut ls
+            NAME` lists them. The next five are short forms of such settings.
         metric: static metric or objective of the method `one-shot`.
         objective: what a search minimises, one of `OBJECTIVES` or `TASK_OBJECTIVES`.
-        search: whether a greedy search looks at few candidates a round or at all.
+        search: the setting `strategy`: whether a greedy search looks at few candidates a round or at all.
         swap: whether the found set is refined by exchanges.
         max_forwards: passes over the calibration text that the method `shapley` may take.
         unit: what one step removes; the method's own unit where left out.
@@ -81,8 +91,10 @@ class Recipe(Record):
         limit: documents asked of each task, a count (`40`) or a share (`0.1`).
         include_path: folder of tasks of one's own as YAML; Python functions that they name run.
         generation: whether both models write after the prompts of the generation probe.
-        compare: methods whose choice at equal parameters is measured beside the pruned model, and not written.
-        export: further forms to write, each into a folder of its name beside the Hugging Face model.
+        compare: methods, with settings, whose choice at equal parameters is measured beside the pruned model, and not
+            written.
+        export: further forms to write, `zeroed` or `gguf,tensor_type=q8_0`, each into a folder of its name beside the
+            Hugging Face model.
         batch_size: sequences run together; changes nothing but speed and memory.
         memory_budget: bytes for the whole run, `8GiB` or `800MiB`; weights that do not fit are read from their files as
             layers run. Where left out, as much as is free, and 1 GiB of it for what a search keeps.
@@ -166,29 +178,40 @@ class Recipe(Record):
         """How much goes. Raises InputError where not exactly one option says it."""
         return Budget.parse(self.remove, self.budget, self.max_increase)
 
+    @property
+    def method_settings(self) -> dict[str, object]:
+        """What is set of the method, in its own words or by a short form.
+
+        Raises:
+            InputError: something is set both ways.
+        """
+        _, given = split_settings(self.method)
+        settings: dict[str, object] = dict(given)
+        for name, setting in SHORT_FORMS.items():
+            if getattr(self, name) is None:
+                continue
+            if setting in given:
+                raise InputError(f"{setting} of the method is given twice, also as {name}; leave one out")
+            settings[setting] = getattr(self, name)
+        return settings
+
     def build_search(self) -> Search:
         """The search with its hyper-parameters.
 
         Raises:
             InputError: the method is unknown, or does not take a given hyper-parameter.
         """
-        search = SEARCHES.find(self.method).make()
-        options = {
-            "metric": self.metric,
-            "objective": self.objective,
-            "strategy": self.search,
-            "swap": self.swap,
-            "max_forwards": self.max_forwards,
-        }
-        given = {name: value for name, value in options.items() if value is not None}
-        known = {field.name for field in dataclasses.fields(search)}  # type: ignore[arg-type]
-        for name in given:
-            if name not in known:
-                option = "search" if name == "strategy" else name.replace("_", "-")
+        name, search = SEARCHES.parse(self.method)
+        known, settings = SEARCHES.find(name).settings(), self.method_settings
+        short = {setting: option for option, setting in SHORT_FORMS.items() if getattr(self, option) is not None}
+        for setting, option in short.items():
+            if setting not in known:
+                word = option.replace("_", "-")
                 raise InputError(
-                    f"method {self.method!r} takes no {option}; leave --{option} out, or choose another method "
+                    f"method {name!r} takes no {word}; leave --{word} out, or choose another method "
                     "(greedy: objective, search, swap; one-shot: metric; shapley: objective, max-forwards)"
                 )
+        given = {setting: settings[setting] for setting in short}
         return dataclasses.replace(search, **given)  # type: ignore[type-var]
 
     @property
@@ -263,11 +286,13 @@ class Recipe(Record):
         elif (self.num_fewshot, self.limit, self.include_path) != (None, None, None):
             raise InputError("num-fewshot, limit and include-path are about tasks; name some with --eval")
         for form in self.export:
-            if form == "hf":
+            if split_settings(form)[0] == "hf":
                 raise InputError("the Hugging Face directory is always written; leave hf out of --export")
-            EXPORTS.find(form)
+        names = [EXPORTS.parse(form)[0] for form in self.export]
+        if len(set(names)) < len(names):
+            raise InputError(f"--export names one form twice ({', '.join(self.export)}); each has one folder")
         for rival in self.compare:
-            if SEARCHES.find(rival).make().needs == "objective":
+            if SEARCHES.parse(rival)[1].needs == "objective":
                 raise InputError(f"cannot compare with {rival!r}, which needs a search; compare takes one-pass methods")
         if search.objective in TASK_OBJECTIVES:
             check_questions(parse_source(self.calibration))

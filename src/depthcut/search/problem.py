@@ -335,4 +335,4 @@ class Search(Protocol):
         ...
 
 
-SEARCHES: Registry[Search] = Registry("method", "depthcut.search")
+SEARCHES: Registry[Search] = Registry("method", "depthcut.search", "depthcut.methods")

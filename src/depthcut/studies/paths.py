@@ -80,7 +80,7 @@ def path_of(session: Session, method: Method, folder: Path) -> dict[int, Plan]:
     Exchanges are left out: they make the last set of a path better and those before it worse.
     """
     (amount, recipe), *_ = method.recipes.items()
-    if recipe.swap is None and "swap" in recipe.build_search().__dict__:
+    if "swap" not in recipe.method_settings and "swap" in recipe.build_search().__dict__:
         recipe = recipe.model_copy(update={"swap": False})
     problem = method.problems[amount]
     longest = _plan(session, recipe, problem, folder / PATHS / method.name)

@@ -22,7 +22,7 @@ from depthcut.preview.estimate import estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes
 from depthcut.run.plan import find_plan
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model, pose_problem
+from depthcut.run.session import find_model, load, pose_problem, prepare
 
 SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -57,18 +57,18 @@ def measure(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
         recipe, problem, work, Room(KEPT_BY_DEFAULT, None), weight_bytes=source.weight_bytes, gguf_bytes=gguf_bytes
     )
     stages = [phase for phase in expected.phases if phase.name != "evaluate"]
-    session = Session.prepare(recipe, source)
+    prepared = prepare(recipe, source)
     program = resident_bytes()
-    session = session.load()
+    loaded = load(prepared)
     if options.count == "memory":
-        find_plan(session, problem, None)
+        find_plan(loaded, problem, None)
         held = expected.weight_bytes + max(phase.working_bytes + phase.host_bytes for phase in stages)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"peak memory, bytes": (program + held, peak)}
     with counter() as of_forward, torch.no_grad():
-        session.stream.model(input_ids=session.calibration.input_ids[:1], use_cache=False)
+        loaded.stream.model(input_ids=loaded.calibration.input_ids[:1], use_cache=False)
     with counter() as of_search:
-        plan = find_plan(session, problem, None)[1]
+        plan = find_plan(loaded, problem, None)[1]
     return {
         "FLOPs of a forward pass": (work.forward_flops(options.length), of_forward.get_total_flops()),
         "FLOPs of scoring and search": (sum(phase.flops for phase in stages), of_search.get_total_flops()),

@@ -29,8 +29,7 @@ from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.process.faults import is_out_of_memory, is_out_of_space
 from depthcut.process.journal import Journal
-from depthcut.run import plan as planning
-from depthcut.run import prune as pipeline
+from depthcut.run import plan, prune, write
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import Budget, Problem
 from depthcut.types import InputError, ResourceError, Unit
@@ -151,11 +150,11 @@ def fill_before(monkeypatch, disk, owner, name, call=1):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (pipeline, "find_plan", 1),
-        (planning, "static_scores", 1),
+        (prune, "find_plan", 1),
+        (plan, "static_scores", 1),
         (Journal, "add", 9),
-        (pipeline, "write_directory", 1),
-        (pipeline, "write_report", 1),
+        (write, "write_directory", 1),
+        (write, "write_report", 1),
     ],
     ids=["scores", "scoring", "journal", "model", "report"],
 )
@@ -177,7 +176,7 @@ def test_a_full_disk_loses_nothing(llama, tmp_path, disk, monkeypatch, command, 
 
 
 def test_a_full_disk_leaves_nothing_of_what_cannot_be_resumed(llama, disk, monkeypatch, command):
-    fill_before(monkeypatch, disk, planning, "static_scores")
+    fill_before(monkeypatch, disk, plan, "static_scores")
     told = command("score", llama, "-o", disk.folder / "out", "--calibration-length", "16", code=2)
     assert len(told) == 1 and told[0].endswith("make room, then give the command again")
     assert {file.name for file in disk.folder.iterdir()} <= {"filler"}

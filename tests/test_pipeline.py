@@ -19,10 +19,10 @@ from depthcut.importance.static import METRICS
 from depthcut.model.load import ModelSource
 from depthcut.preview.dry_run import preview as look_ahead
 from depthcut.repair.refit import Refit
-from depthcut.run import plan as planning
-from depthcut.run import prune as pipeline
+from depthcut.run import measure, plan, write
+from depthcut.run.export import export_model
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model
+from depthcut.run.session import find_model, prepare
 from depthcut.search.problem import SEARCHES
 from depthcut.types import InputError, Latency, Plan, ScoreTable, read_measurements, read_repairs
 
@@ -293,7 +293,7 @@ def test_a_budget_is_met_and_not_by_more_than_a_step(models, budget, name):
 @pytest.mark.parametrize("method", ["greedy", "shortgpt"])
 def test_a_latency_budget_is_met_by_what_was_measured(models, monkeypatch, method):
     measured = Latency(token_seconds=1.0, unit_seconds={"attn": 0.02, "ffn": 0.1})
-    monkeypatch.setattr(planning, "measure_latency", lambda *_: measured)
+    monkeypatch.setattr(plan, "measure_latency", lambda *_: measured)
     options = OPTIONS | {"remove": None, "budget": "latency=0.7", "method": method, "repair": "none"}
     removed = depthcut.prune(str(models["llama"]), **options).plan.removed
     saved = sum(measured.unit_seconds[unit.kind] for unit in removed)
@@ -369,7 +369,7 @@ def test_a_search_is_followed_by_refit_and_a_ranking_by_nothing(models):
 
 def test_what_measures_is_never_what_a_repair_saw(models):
     recipe = Recipe.build(model=str(models["llama"]), **REPAIRED)
-    session = Session.prepare(recipe, find_model(recipe))
+    session = prepare(recipe, find_model(recipe))
     assert not session.repair_text.document_digests & session.evaluation.document_digests
     assert len(session.repair_text.input_ids) == 64
 
@@ -394,7 +394,7 @@ def test_an_emulated_model_goes_only_where_its_modules_can_go(models, tmp_path):
     assert depthcut.prune(str(models["llama"]), output=tmp_path / "out", **options).repairs[0].kept
     for form in ("gguf", "nemotron-nas", "zeroed"):
         with pytest.raises(InputError, match=f"the form {form} cannot hold this model: .* was replaced with a module"):
-            pipeline.export(str(tmp_path / "out"), form, tmp_path / form)
+            export_model(str(tmp_path / "out"), form, tmp_path / form)
         assert not (tmp_path / form).exists()
 
 
@@ -460,7 +460,7 @@ def test_a_killed_run_leaves_no_output_and_can_be_resumed(pruned, models, tmp_pa
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, stage, kill)
+        patch.setattr(write, stage, kill)
         with pytest.raises(Killed):
             run()
     assert [file.name for file in tmp_path.iterdir()] == [".out.unfinished"]
@@ -470,7 +470,7 @@ def test_a_killed_run_leaves_no_output_and_can_be_resumed(pruned, models, tmp_pa
         depthcut.prune(str(models["llama"]), output=tmp_path / "out", resume=True, **(OPTIONS | {"remove": "3"}))
 
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "static_scores", lambda *_: pytest.fail("the scores were computed again"))
+        patch.setattr(plan, "static_scores", lambda *_: pytest.fail("the scores were computed again"))
         result = run(resume=True)
     assert without_cost(read(tmp_path / "out")) == without_cost(read(pruned().output))
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
@@ -483,7 +483,7 @@ def test_overwriting_begins_anew(models, tmp_path, monkeypatch):
         return depthcut.prune(str(models["llama"]), output=tmp_path / "out", **(OPTIONS | changes))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_report", lambda *_, **__: 1 / 0)
+        patch.setattr(write, "write_report", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run()
     run(overwrite=True, remove="3")
@@ -500,7 +500,7 @@ def test_an_output_stays_while_its_replacement_fails(models, tmp_path, monkeypat
 
     run()
     before = (tmp_path / "out" / "plan.json").read_text()
-    monkeypatch.setattr(pipeline, "verify_directory", lambda *_: 1 / 0)
+    monkeypatch.setattr(write, "verify_directory", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(remove="1", overwrite=True)
     assert (tmp_path / "out" / "plan.json").read_text() == before
@@ -511,7 +511,7 @@ def test_one_process_at_a_time_works_on_an_output(models, tmp_path, monkeypatch)
         with pytest.raises(InputError, match="another process is working on"):
             depthcut.prune(str(models["llama"]), output=tmp_path / "out", resume=True, **OPTIONS)
 
-    monkeypatch.setattr(pipeline, "verify_directory", run)
+    monkeypatch.setattr(write, "verify_directory", run)
     depthcut.prune(str(models["llama"]), output=tmp_path / "out", **OPTIONS)
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
 
@@ -523,7 +523,7 @@ def test_a_model_that_was_written_wrongly_does_not_appear(models, tmp_path, monk
         shutil.copy(made / "model.safetensors", folder)
         shutil.rmtree(made)
 
-    monkeypatch.setattr(pipeline, "write_directory", write_wrongly)
+    monkeypatch.setattr(write, "write_directory", write_wrongly)
     message = command("prune", models["llama"], "-o", tmp_path / "out", *words(OPTIONS), code=1)
     assert message.splitlines()[-1].startswith("depthcut: the written model holds beside the model's the tensor model.")
     assert not (tmp_path / "out").exists()
@@ -540,7 +540,7 @@ def test_ctrl_c_says_how_to_go_on(models, tmp_path, monkeypatch, command):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "compare", interrupt)
+    monkeypatch.setattr(measure, "compare", interrupt)
     message = command("prune", models["llama"], "-o", tmp_path / "out", *words(OPTIONS), code=130)
     assert message.splitlines()[-1] == "depthcut: interrupted; the same command with --resume goes on"
     assert [file.name for file in tmp_path.iterdir()] == [".out.unfinished"]
@@ -550,7 +550,7 @@ def test_a_command_that_cannot_be_resumed_leaves_nothing(pruned, models, tmp_pat
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "compare", interrupt)
+    monkeypatch.setattr(measure, "compare", interrupt)
     plan = pruned().output / "plan.json"
     command("apply", models["llama"], plan, "-o", tmp_path / "out", "--evaluation-length", "16", code=130)
     assert not list(tmp_path.iterdir())

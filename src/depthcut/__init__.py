@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from depthcut.model.load import resolve
     from depthcut.model.stream import DecoderStream
     from depthcut.run.api import apply, prune, score
-    from depthcut.run.prune import Result
     from depthcut.run.recipe import Recipe
+    from depthcut.run.result import Result
     from depthcut.types import InputError, Measurement, Plan, Scores, ScoreTable, Unit
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _HOMES = {
     "bypass": "depthcut.model.bypass",
     "resolve": "depthcut.model.load",
     "DecoderStream": "depthcut.model.stream",
-    "Result": "depthcut.run.prune",
+    "Result": "depthcut.run.result",
     "Recipe": "depthcut.run.recipe",
     "InputError": "depthcut.types",
     "Measurement": "depthcut.types",

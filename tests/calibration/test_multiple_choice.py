@@ -12,7 +12,7 @@ from depthcut.calibration.packing import opening_ids
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.stream import DecoderStream
-from depthcut.run import prune as pipeline
+from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
 from depthcut.types import InputError, Unit
 
@@ -182,7 +182,7 @@ def test_a_task_calibrates_a_whole_run(file, tmp_path, method):
         evaluation_length=16,
         speed=False,
     )
-    result = pipeline.prune(recipe)
+    result = prune_model(recipe)
     plan = result.plan
     if method == "shapley":
         scores = result.scores.find("shapley", "block")

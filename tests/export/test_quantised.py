@@ -16,7 +16,8 @@ from depthcut.model.architectures import find_architecture
 from depthcut.model.load import resolve
 from depthcut.model.quantisation import num_elements, quantisation
 from depthcut.model.units import measure_sizes, sizes_from_config
-from depthcut.run import prune as pipeline
+from depthcut.run.export import export_model
+from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
@@ -178,7 +179,7 @@ def test_a_quantised_directory_is_pruned_measured_and_reloaded_in_a_fresh_proces
     if options:
         options = {"method": "one-shot", **options}
     directory = save_quantised(scheme, tmp_path / "dense")
-    result = pipeline.prune(recipe(directory, **options), tmp_path / "pruned")
+    result = prune_model(recipe(directory, **options), tmp_path / "pruned")
     assert result.plan.model.quantisation == scheme
     source = resolve(str(tmp_path / "pruned"))
     assert source.provenance.quantisation == scheme
@@ -191,7 +192,7 @@ def test_a_quantised_directory_is_pruned_measured_and_reloaded_in_a_fresh_proces
 
 def test_a_pruned_model_is_written_in_both_forms_beside_it(tmp_path):
     tiny.save(tmp_path / "dense")
-    result = pipeline.prune(recipe(str(tmp_path / "dense"), export=SCHEMES), tmp_path / "pruned")
+    result = prune_model(recipe(str(tmp_path / "dense"), export=SCHEMES), tmp_path / "pruned")
     assert not result.not_written
     for scheme in SCHEMES:
         found = resolve(str(tmp_path / "pruned" / scheme))
@@ -203,7 +204,7 @@ def test_a_pruned_model_is_written_in_both_forms_beside_it(tmp_path):
 def test_other_forms_refuse_quantised_weights(form, tmp_path):
     directory = save_quantised("nf4", tmp_path / "dense")
     with pytest.raises(InputError) as refusal:
-        pipeline.export(directory, form, tmp_path / "out")
+        export_model(directory, form, tmp_path / "out")
     assert str(refusal.value) == (
         f"the form {form} cannot hold this model: its weights are stored as nf4, which it would round a second time or "
         "not understand; make it from the unquantised model, or use --to hf"
@@ -213,7 +214,7 @@ def test_other_forms_refuse_quantised_weights(form, tmp_path):
 
 def test_a_quantised_directory_is_copied_as_hf(tmp_path):
     directory = save_quantised("nf4", tmp_path / "dense")
-    pipeline.export(directory, "hf", tmp_path / "out")
+    export_model(directory, "hf", tmp_path / "out")
     assert torch.equal(*(logits(resolve(str(d)).load_model("cpu")) for d in (directory, tmp_path / "out")))
 
 
@@ -227,7 +228,7 @@ def test_repairs_refuse_before_weights_load(name, tmp_path, monkeypatch):
         "this one with --repair none"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
-        pipeline.prune(recipe(directory, repair=name), tmp_path / "out")
+        prune_model(recipe(directory, repair=name), tmp_path / "out")
 
 
 def test_a_missing_package_is_named_with_its_installation(tmp_path, monkeypatch):

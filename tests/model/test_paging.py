@@ -22,7 +22,7 @@ from depthcut.process.memory import resident_bytes, share_out
 from depthcut.repair import Damage, repair_and_judge
 from depthcut.repair.refit import Refit
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session
+from depthcut.run.session import load, prepare
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
@@ -244,6 +244,6 @@ def test_what_cannot_be_trained_out_of_files_is_said_before_weights_are_read(lar
     recipe = Recipe.build(
         model=str(large), remove="2", repair="lora,steps=2", memory_budget=f"{resident_bytes() + BUDGET // 2}B"
     )
-    session = Session.prepare(recipe, resolve(str(large)))
+    session = prepare(recipe, resolve(str(large)))
     with pytest.raises(InputError, match="do not fit into the memory budget, so lora cannot train them"):
-        session.load()
+        load(session)

@@ -8,11 +8,10 @@ import pytest
 from jobs import OPTIONS
 
 import tiny
-from depthcut.process.ranks import ALONE, Ranks
+from depthcut.process.ranks import Ranks
 from depthcut.run.plan import find_plan
-from depthcut.run.prune import load_on
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model, pose_problem
+from depthcut.run.session import find_model, load, pose_problem, prepare
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,12 @@ def model(tmp_path_factory):
 def session_of(model):
     """`session_of(**options)`: a session with its problem, before the model is loaded."""
 
-    def prepare(**options):
+    def make(**options):
         recipe = Recipe.build(model=str(model), **(OPTIONS | options))
         source = find_model(recipe)
-        return Session.prepare(recipe, source), pose_problem(recipe, source)
+        return prepare(recipe, source), pose_problem(recipe, source)
 
-    return prepare
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +72,7 @@ def search(session_of):
             ranks = ThreadRanks(index, num_ranks, meeting)
             try:
                 with LOADING:
-                    loaded = load_on(ALONE, session)
+                    loaded = load(session)
                 plan = find_plan(loaded, replace(problem), folder, ranks)[1]
             except BaseException:
                 meeting.barrier.abort()

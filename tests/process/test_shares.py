@@ -12,12 +12,12 @@ from depthcut import cli
 from depthcut.ablation.ablation import Ablation
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
-from depthcut.process import ranks as distributed
+from depthcut.process import ranks
 from depthcut.process.journal import Journal
 from depthcut.process.ranks import Ranks
-from depthcut.run import plan as planning
-from depthcut.run.prune import check_division
+from depthcut.run import plan
 from depthcut.run.recipe import Recipe
+from depthcut.run.repair import check_division
 from depthcut.types import InputError, Latency
 
 SEARCHES = {
@@ -39,7 +39,7 @@ def test_the_plan_is_the_same_byte_for_byte_for_any_number_of_ranks(search, monk
     seconds = itertools.count(1)
     # Each rank would measure another latency; the first one's holds for all.
     monkeypatch.setattr(
-        planning,
+        plan,
         "measure_latency",
         lambda *_: Latency(token_seconds=12, unit_seconds={"attn": 1, "ffn": next(seconds)}),
     )
@@ -156,7 +156,7 @@ def test_an_incomplete_environment_is_refused(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(InputError, match="2 ranks, but the environment lacks MASTER_ADDR and MASTER_PORT; start"):
-        distributed._joined.__wrapped__()
+        ranks._joined.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from depthcut import cli
 from depthcut.calibration import parse_source
 from depthcut.model.files import PACKAGED_MODELS
 from depthcut.recipes import check_recipe, find_recipe, load_recipe, packaged_recipes
-from depthcut.run import prune as pipeline
+from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
 from depthcut.studies.recipe import StudyRecipe
 from depthcut.types import InputError, Plan
@@ -113,7 +113,7 @@ def test_every_small_variant_runs_to_its_end_on_a_tiny_model(name, model, tmp_pa
         study.run(tmp_path / "out")
         assert (tmp_path / "out" / "study.md").is_file()
         return
-    result = pipeline.prune(recipe.model_copy(update=changes), tmp_path / "out")
+    result = prune_model(recipe.model_copy(update=changes), tmp_path / "out")
     assert Plan.from_file(tmp_path / "out" / "plan.json").removed == result.plan.removed
     assert all((tmp_path / "out" / form).is_dir() for form in recipe.export)
 

@@ -13,7 +13,7 @@ from depthcut.evaluation.language import compare_language
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session
+from depthcut.run.session import load, prepare
 from depthcut.studies import quality
 from depthcut.studies.importances import Importances
 from depthcut.studies.study import Study, Table
@@ -57,7 +57,7 @@ def test_a_sweep_measures_what_surgery_and_evaluation_do(swept, model):
     recipe = Recipe(model=str(model), calibration_samples=3, calibration_length=24)
     recipe = recipe.model_copy(update={"evaluation_samples": 2, "evaluation_length": 24})
     source = resolve(str(model))
-    session = Session.prepare(recipe, source, repair=False).load()
+    session = load(prepare(recipe, source, ("calibration", "evaluation")))
     found = {(r["Method"], r["Repair"], r["Units removed"]): r["Perplexity"] for r in rows(swept, "sweep")}
     removed = Plan.from_file(swept / "paths" / "greedy" / "plan-3.json").applying(2).removed
     cut = DecoderStream(apply(session.stream.model, source.architecture, removed), source.architecture)

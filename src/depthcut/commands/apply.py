@@ -59,12 +59,12 @@ def apply(
     if to != "hf":
         _apply_to_gguf(context, to, model, plan_file, output_dir, steps, overwrite)
         return
-    from depthcut.run import prune as pipeline
+    from depthcut.run.apply import apply_plan
 
     require_token(push_to_hub)
     recipe = recipe_of(context)
     plan = Plan.from_file(plan_file)
-    result = pipeline.apply_plan(recipe, plan, output_dir, num_steps=steps, overwrite=overwrite, command=command_line())
+    result = apply_plan(recipe, plan, output_dir, num_steps=steps, overwrite=overwrite, command=command_line())
     print_result(result, output_dir)
     upload(output_dir, push_to_hub)
 

@@ -86,7 +86,7 @@ def evaluate(
         raise InputError(f"batch size {batch_size!r} is no number of requests; write auto or 1 and more")
     from depthcut.evaluation.harness import check_cache, default_cache
     from depthcut.evaluation.questions import Questions
-    from depthcut.run import evaluate as measure
+    from depthcut.run.evaluate import Measured, engine_speed, evaluate_models
     from depthcut.run.recipe import Recipe
 
     recipe = Recipe.build(
@@ -105,7 +105,7 @@ def evaluate(
         if tasks or generation or text:
             raise InputError(f"in {engine} speed alone is measured; leave --tasks, --text and --generation out")
         for directory in directories:
-            found[directory] = measure.Measured(tuple(measure.engine_speed(recipe, directory, engine)))
+            found[directory] = Measured(tuple(engine_speed(recipe, directory, engine)))
     else:
         cache = cache_dir or default_cache()
         if tasks:
@@ -117,7 +117,7 @@ def evaluate(
             cache=cache,
             seed=seed,
         )
-        for directory, each in measure.evaluate(recipe, directories, questions, text or ()):
+        for directory, each in evaluate_models(recipe, directories, questions, text or ()):
             found[directory] = each
             if output is None:
                 told.append(_add_to(Path(directory), each))

@@ -28,9 +28,9 @@ def export(
     push_to_hub: PushToHub = None,
 ) -> None:
     """Write a model in another form or precision, verified in a fresh process."""
-    from depthcut.run import prune as pipeline
+    from depthcut.run.export import export_model
 
     require_token(push_to_hub)
-    note = pipeline.export(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)
+    note = export_model(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)
     print("\n".join(filter(None, [f"written to {output_dir}", note])))
     upload(output_dir, push_to_hub)

@@ -194,10 +194,10 @@ def _run(
         _evaluate_share(recipe, output, shard, overwrite=overwrite, push_to_hub=push_to_hub)
         return
     from depthcut.preview.outlook import outlook
-    from depthcut.run import prune as pipeline
+    from depthcut.run.prune import prune_model
 
     require_token(push_to_hub)
-    result = pipeline.prune(
+    result = prune_model(
         recipe,
         output,
         overwrite=overwrite,

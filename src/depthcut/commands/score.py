@@ -38,8 +38,8 @@ def score(
     overwrite: Overwrite = False,
 ) -> None:
     """Score every block and sublayer by every static metric in one pass; writes scores.json."""
-    from depthcut.run import prune as pipeline
+    from depthcut.run.score import score_model
 
     recipe = recipe_of(context)
-    print_scores(pipeline.score(recipe, output_dir, overwrite=overwrite))
+    print_scores(score_model(recipe, output_dir, overwrite=overwrite))
     print(f"\nwritten to {output_dir / 'scores.json'}")

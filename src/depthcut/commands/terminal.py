@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from depthcut.preview.dry_run import Preview
     from depthcut.preview.outlook import Outlook
-    from depthcut.run.prune import Result
     from depthcut.run.recipe import Recipe
+    from depthcut.run.result import Result
     from depthcut.studies.study import Study
 
 LOG_WIDTH = 200

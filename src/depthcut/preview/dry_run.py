@@ -13,7 +13,7 @@ from depthcut.preview.estimate import Estimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model, pose_problem
+from depthcut.run.session import find_model, pose_problem, prepare
 from depthcut.search.problem import Problem
 from depthcut.types import Cost, InputError, Plan, Unit
 
@@ -63,9 +63,9 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
     if search.needs == "configuration" and not measured:
         plan = make_plan(recipe, source, problem, None, Cost())
     elif source.has_weights:
-        session = Session.prepare(recipe, source)
+        prepared = prepare(recipe, source)
         if search.needs == "scores" and not measured:
-            plan = find_plan(session.load(), problem, None)[1]
+            plan = find_plan(load(prepared), problem, None)[1]
     removed = plan.removed if plan else None
     expected = estimate_source(recipe, source, problem, work, removed, on_accelerator=device.on_accelerator)
     return Preview(source, problem, plan, expected, device, num_devices, program)

@@ -6,14 +6,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from depthcut.run import prune as pipeline
+from depthcut.run.apply import apply_plan
+from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
+from depthcut.run.result import Result
+from depthcut.run.score import score_model
 from depthcut.types import Plan, ScoreTable
 
 
 def prune(
     model: str, *, output: str | Path | None = None, overwrite: bool = False, resume: bool = False, **options: Any
-) -> pipeline.Result:
+) -> Result:
     """Prunes a model: `depthcut prune`.
 
     Args:
@@ -32,7 +35,7 @@ def prune(
         VerificationError: the written model, read in a fresh process, is not the one in memory; no output appears.
     """
     recipe = Recipe.build(model=model, **options)
-    return pipeline.prune(
+    return prune_model(
         recipe, Path(output) if output else None, overwrite=overwrite, resume=resume, command=_command("prune", recipe)
     )
 
@@ -52,7 +55,7 @@ def score(model: str, *, output: str | Path, overwrite: bool = False, **options:
     Raises:
         InputError: an option is unknown, or an activation is not finite.
     """
-    return pipeline.score(Recipe.build(model=model, **options), Path(output), overwrite=overwrite)
+    return score_model(Recipe.build(model=model, **options), Path(output), overwrite=overwrite)
 
 
 def apply(
@@ -63,7 +66,7 @@ def apply(
     steps: int | None = None,
     overwrite: bool = False,
     **options: Any,
-) -> pipeline.Result:
+) -> Result:
     """Applies a plan that was found before: `depthcut apply`. Nothing is repaired unless `repair` says so.
 
     Args:
@@ -82,7 +85,7 @@ def apply(
         VerificationError: the written model, read in a fresh process, is not the one in memory; no output appears.
     """
     recipe = Recipe.build(model=model, **({"repair": "none"} | options))
-    return pipeline.apply_plan(
+    return apply_plan(
         recipe,
         Plan.from_file(plan),
         Path(output),

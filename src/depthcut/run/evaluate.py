@@ -17,8 +17,9 @@ from depthcut.evaluation.speed import ROUNDS
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.process.progress import progress
+from depthcut.run.measure import about
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model
+from depthcut.run.session import find_model, load, prepare
 from depthcut.types import GenerationSample, InputError, Measurement
 
 
@@ -30,7 +31,7 @@ class Measured:
     generation: tuple[GenerationSample, ...] = ()
 
 
-def evaluate(
+def evaluate_models(
     recipe: Recipe, directories: Sequence[str], questions: Questions, texts: Sequence[str] = ()
 ) -> Iterator[tuple[str, Measured]]:
     """Measures written models beside their dense one, one directory after the other.
@@ -46,10 +47,9 @@ def evaluate(
     source = find_model(recipe)
     pruned_sources = {directory: _pruned_source(recipe, source, directory) for directory in directories}
     recipes = [recipe.model_copy(update={"evaluation": text}) for text in texts or (recipe.evaluation,)]
-    sessions = [Session.prepare(each, source, calibrate=False, repair=False) for each in recipes]
-    stream = sessions[0].load().stream
-    assert stream is not None
-    evaluation, *further = [session.evaluation for session in sessions if session.evaluation is not None]
+    prepared = [prepare(each, source, ("evaluation",)) for each in recipes]
+    stream = load(prepared[0]).stream
+    evaluation, *further = [each.evaluation for each in prepared]
     dense = _ask("dense", stream, source, questions)
     for directory, pruned_source in pruned_sources.items():
         pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
@@ -60,9 +60,7 @@ def evaluate(
             known = {measurement.name for measurement in measurements}
             timed = engine_speed(recipe, directory, "transformers")
             measurements += [measurement for measurement in timed if measurement.name not in known]
-        about = {"source": str(source.provenance)}
-        measurements = [measurement.model_copy(update=about) for measurement in measurements]
-        yield directory, Measured(tuple(measurements), questions.samples(dense, pruned))
+        yield directory, Measured(about(source, measurements), questions.samples(dense, pruned))
 
 
 def engine_speed(recipe: Recipe, pruned: str, engine: str) -> list[Measurement]:

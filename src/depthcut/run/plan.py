@@ -18,7 +18,7 @@ from depthcut.process.journal import Journal, unite
 from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session
+from depthcut.run.session import Loaded
 from depthcut.search.problem import SEARCHES, Budget, Problem
 from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
 
@@ -29,10 +29,9 @@ JOURNAL, HELD_OUT = JOURNALS = ("journal", "held_out")
 """What a search found on the calibration text, and what it lost on the part of it that has a ceiling."""
 
 
-def score_units(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
+def score_units(loaded: Loaded, folder: Path | None) -> tuple[ScoreTable, Cost]:
     """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
-    stream, calibration, model = session.stream, session.calibration, session.source.provenance
-    assert stream is not None and calibration is not None
+    stream, calibration, model = loaded.stream, loaded.calibration, loaded.source.provenance
     # Of one pass, whether it is made now or was made before.
     cost = Cost(unit_evaluations=len(stream.units) * len(calibration.input_ids))
     file = folder / "scores.json" if folder else None
@@ -42,23 +41,22 @@ def score_units(session: Session, folder: Path | None) -> tuple[ScoreTable, Cost
             return found, cost
     began = time.monotonic()
     with progress("scoring", len(calibration.input_ids)) as advance:
-        scores, angular = static_scores(stream, calibration, session.recipe.batch_size, advance)
+        scores, angular = static_scores(stream, calibration, loaded.recipe.batch_size, advance)
     table = ScoreTable(model=model, calibration=calibration.description, scores=tuple(scores), angular=angular)
     if file is not None:
         table.write(file)
     return table, cost.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
 
 
-def find_plan(session: Session, problem: Problem, folder: Path | None, ranks: Ranks = ALONE) -> tuple[ScoreTable, Plan]:
-    """Scores and plan of a loaded session. Seconds aside, they are the same for any number of processes.
+def find_plan(loaded: Loaded, problem: Problem, folder: Path | None, ranks: Ranks = ALONE) -> tuple[ScoreTable, Plan]:
+    """Scores and plan of a loaded loaded. Seconds aside, they are the same for any number of processes.
 
     Args:
         folder: where scores and journals are kept for a run that is killed; nowhere where left out.
         ranks: the processes that search together; all of them get the result.
     """
-    scores, cost = ranks.from_first(lambda: score_units(session, folder))
-    recipe, stream, calibration = session.recipe, session.stream, session.calibration
-    assert stream is not None and calibration is not None
+    scores, cost = ranks.from_first(lambda: score_units(loaded, folder))
+    recipe, calibration = loaded.recipe, loaded.calibration
     problem = replace(problem, scores=scores)
     search, ablations = recipe.build_search(), []
     estimated: list[Scores] = []
@@ -67,20 +65,20 @@ def find_plan(session: Session, problem: Problem, folder: Path | None, ranks: Ra
         num_held_out = max(1, len(calibration.input_ids) // HELD_OUT_SHARE)
         calibration, held_out = calibration.split(len(calibration.input_ids) - num_held_out)
         file = _journal_file(folder, HELD_OUT)
-        ablations.append(make_ablation(session, held_out, problem.budget.objective, file, ranks))
+        ablations.append(make_ablation(loaded, held_out, problem.budget.objective, file, ranks))
         problem = replace(problem, held_out=ablations[0])
     if problem.budget.kind == "latency":
-        problem = replace(problem, latency=ranks.from_first(lambda: _latency(session, folder)))
+        problem = replace(problem, latency=ranks.from_first(lambda: _latency(loaded, folder)))
     if search.needs == "objective":
         assert search.objective is not None
         file = _journal_file(folder, JOURNAL)
-        ablations.append(make_ablation(session, calibration, search.objective, file, ranks))
+        ablations.append(make_ablation(loaded, calibration, search.objective, file, ranks))
         problem = replace(problem, ablation=ablations[-1])
     if not ablations:
-        return scores, make_plan(recipe, session.source, problem, scores, cost)
+        return scores, make_plan(recipe, loaded.source, problem, scores, cost)
     with progress("searching", problem.steps_at_most) as advance:
         problem = replace(problem, advance=advance, keep_scores=estimated.append)
-        plan = make_plan(recipe, session.source, problem, scores, Cost())
+        plan = make_plan(recipe, loaded.source, problem, scores, Cost())
     cost = Cost(
         unit_evaluations=cost.unit_evaluations + sum(ablation.whole_unit_evaluations for ablation in ablations),
         candidate_evaluations=round(sum(ablation.asked_candidate_evaluations for ablation in ablations)),
@@ -105,13 +103,12 @@ def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path
     return table
 
 
-def _latency(session: Session, folder: Path | None) -> Latency:
+def _latency(loaded: Loaded, folder: Path | None) -> Latency:
     """What units cost in time; a resumed run goes on with what was measured at first, or its path would change."""
-    assert session.stream is not None and session.calibration is not None
     file = folder / "latency.json" if folder else None
     if file is not None and file.is_file():
         return Latency.from_file(file)
-    latency = measure_latency(session.stream, session.calibration.input_ids[:1])
+    latency = measure_latency(loaded.stream, loaded.calibration.input_ids[:1])
     if file is not None:
         latency.write(file)
     return latency
@@ -127,7 +124,7 @@ def search_batch_size(recipe: Recipe, num_sequences: int) -> int:
 
 
 def make_ablation(
-    session: Session, text: Samples, objective: str, journal: Path | None, ranks: Ranks = ALONE
+    loaded: Loaded, text: Samples, objective: str, journal: Path | None, ranks: Ranks = ALONE
 ) -> Ablation:
     """What the output of a loaded session's model loses without units.
 
@@ -135,12 +132,11 @@ def make_ablation(
         journal: file where every result is written down for a run that is killed; nowhere where left out.
         ranks: the processes that evaluate together.
     """
-    recipe, stream = session.recipe, session.stream
-    assert stream is not None
+    recipe, stream = loaded.recipe, loaded.stream
     batch_size = search_batch_size(recipe, len(text.input_ids))
     settings = {
-        "model": session.source.provenance.digest,
-        "dtype": session.source.provenance.dtype,
+        "model": loaded.source.provenance.digest,
+        "dtype": loaded.source.provenance.dtype,
         "calibration": text.description.digest,
         "objective": objective,
         "batch_size": batch_size,
@@ -152,7 +148,7 @@ def make_ablation(
         journal=Journal(journal, settings, ranks),
         batch_size=batch_size,
         ranks=ranks,
-        memory_budget=session.room.kept,
+        memory_budget=loaded.room.kept,
     )
 
 
@@ -176,12 +172,12 @@ def make_plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: Sco
     return plan.applying(problem.num_steps(path))
 
 
-def find_rivals(session: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
+def find_rivals(loaded: Loaded, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
     """What the methods to compare with remove, where the same share of parameters has to go."""
     # Next above, since a share that was rounded down would ask of them a unit more than the plan removes.
     left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)
     rivals = {}
-    for method in session.recipe.compare:
+    for method in loaded.recipe.compare:
         _, search = SEARCHES.parse(method)
         budget = Budget("parameters", left)
         posed = replace(problem, unit=search.preferred_unit, budget=budget, scores=scores, latency=None)

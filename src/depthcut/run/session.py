@@ -1,12 +1,11 @@
-"""One run before its work begins: the model found, the texts tokenised, everything checked that needs no weights."""
+"""The first stages of a run: the model found, the task posed, the texts tokenised, and then the weights loaded."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Self
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +25,8 @@ from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import ModelSizes, sizes_from_config
-from depthcut.process.memory import KEPT_BY_DEFAULT, Room, room_for_weights, share_out
+from depthcut.process.memory import Room, room_for_weights, share_out
+from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repair import check_repairs
 from depthcut.run.recipe import Recipe
 from depthcut.search.problem import Budget, Problem
@@ -34,6 +34,10 @@ from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
 
 PROBE_TOKENS = 16
+
+Use = Literal["calibration", "repair", "evaluation"]
+"""What a text is for."""
+USES: tuple[Use, ...] = ("calibration", "repair", "evaluation")
 
 
 def find_model(recipe: Recipe, *, needs_weights: bool = True) -> ModelSource:
@@ -118,150 +122,175 @@ def _protected(names: Sequence[str], units: Sequence[Unit]) -> set[Unit]:
 
 
 @dataclass(frozen=True)
-class Session:
-    """A model and its texts.
+class Prepared:
+    """A run that is checked, before its weights are read.
 
     Attributes:
-        calibration: None while the model itself has yet to sample it.
-        repair_text: what repairs are fitted to; None where there are none, and while the model has yet to sample it.
-        evaluation: None where nothing is measured.
-        questions: what both models are asked beside it.
-        repairs: whether the pruned model will be repaired.
-        stream: the engine on the loaded model, None before `load`.
-        room: what may be taken of memory.
+        uses: what the run needs text for, in the order of `USES`.
+        texts: token ids by use; those that the model itself has yet to sample are missing.
+        questions: what both models are asked beside the evaluation text.
     """
 
     recipe: Recipe
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
-    calibration: Samples | None
-    repair_text: Samples | None
-    evaluation: Samples | None
-    repairs: bool = False
-    questions: Questions = field(default_factory=Questions)
-    stream: DecoderStream | None = None
-    room: Room = field(default_factory=lambda: Room(KEPT_BY_DEFAULT, None))
+    uses: tuple[Use, ...]
+    texts: Mapping[Use, Samples]
+    questions: Questions
 
-    @classmethod
-    def prepare(
-        cls,
-        recipe: Recipe,
-        source: ModelSource,
-        *,
-        calibrate: bool = True,
-        repair: bool = True,
-        evaluate: bool = True,
-    ) -> Self:
-        """Tokenises the texts; loads no weights.
+    @property
+    def calibration(self) -> Samples:
+        """What scores and searches see."""
+        return self.texts["calibration"]
 
-        Raises:
-            InputError: a text is too short, empty, or the same for both purposes, or a repair cannot be done.
-        """
-        repair = repair and bool(recipe.repairs)
-        if repair:
-            check_repairs(recipe.repairs, source.architecture, source.config)
-        _require_context(recipe, source, calibrate=calibrate, evaluate=evaluate)
-        tokenizer = source.load_tokenizer()
-        text = parse_source(recipe.calibration)
-        calibration = None
-        if calibrate and recipe.build_search().objective in TASK_OBJECTIVES:
-            calibration = sample_questions(
-                text,
-                tokenizer,
-                num_questions=recipe.calibration_samples,
-                max_length=recipe.calibration_length,
-                seed=recipe.seed,
-            )
-        elif calibrate and not text.is_self:
-            calibration = sample_text(
-                text,
-                tokenizer,
-                num_samples=recipe.calibration_samples,
-                length=recipe.calibration_length,
-                seed=recipe.seed,
-                purpose="calibration",
-            )
-        repair_text = None
-        if repair and not parse_source(recipe.repair_source).is_self:
-            repair_text = sample_text(
-                parse_source(recipe.repair_source),
-                tokenizer,
-                num_samples=recipe.num_repair_samples,
-                length=recipe.calibration_length,
-                seed=recipe.seed,
-                purpose="calibration",
-            )
-        seen = [samples for samples in (calibration, repair_text) if samples is not None]
-        evaluation = None
-        if evaluate:
-            evaluation = sample_text(
-                parse_source(recipe.evaluation),
-                tokenizer,
-                num_samples=recipe.evaluation_samples,
-                length=recipe.evaluation_length,
-                seed=recipe.seed,
-                purpose="evaluation",
-                exclude=frozenset().union(*(samples.document_digests for samples in seen)),
-            )
-            for samples in seen:
-                require_disjoint(samples, evaluation)
-            seen.append(evaluation)
-        for samples in seen:
-            if int(samples.input_ids.max()) >= source.config.get_text_config().vocab_size:
-                raise InputError(
-                    f"the tokenizer of {source.provenance.source} writes token {int(samples.input_ids.max())}, and the "
-                    f"model knows {source.config.get_text_config().vocab_size} tokens; they do not belong together"
-                )
-        questions = recipe.load_questions() if evaluate else Questions()
-        return cls(recipe, source, tokenizer, calibration, repair_text, evaluation, repair, questions)
+    @property
+    def repair_text(self) -> Samples:
+        """What repairs are fitted to."""
+        return self.texts["repair"]
 
-    def load(self) -> Self:
-        """The same with the model in memory and proven to be runnable from the middle.
+    @property
+    def evaluation(self) -> Samples:
+        """What models are compared on."""
+        return self.texts["evaluation"]
 
-        Raises:
-            InputError: the weights cannot be read, or do what the family's description does not say.
-        """
-        recipe = self.recipe
-        room = self._share_out_memory()
-        pager = None if room.weights is None else Pager(room.weights, activations=room.kept // 2)
-        stream = DecoderStream(self.source.load_model(recipe.device, pager), self.source.architecture)
-        calibration = self.calibration
-        text = calibration or self.evaluation
-        _require_finite(stream, text.input_ids[:1, :PROBE_TOKENS] if text else torch.arange(PROBE_TOKENS)[None])
-        repair_text = self.repair_text
-        own = functools.partial(
-            sample_self, stream.model, self.tokenizer, length=recipe.calibration_length, seed=recipe.seed
-        )
-        if calibration is None and parse_source(recipe.calibration).is_self:
-            calibration = own(num_samples=recipe.calibration_samples)
-        if self.repairs and repair_text is None:
-            repair_text = own(num_samples=recipe.num_repair_samples)
-        known = calibration or self.evaluation
-        if known is not None:
-            probe(stream, known.input_ids[:1, :PROBE_TOKENS])
-        return replace(self, stream=stream, calibration=calibration, repair_text=repair_text, room=room)
 
-    def _share_out_memory(self) -> Room:
-        """What this run may take of memory. On a GPU the weights lie there, whatever their size."""
-        recipe = self.recipe
-        weights = self.source.weight_bytes if chosen_device(recipe.device) == "cpu" else 0
-        room = share_out(recipe.memory_bytes, weights)
-        trained = [name for name, method in recipe.repairs if method.num_sequences]
-        if room.weights is not None and self.repairs and trained:
+@dataclass(frozen=True)
+class Loaded(Prepared):
+    """The same with the model in memory, proven to be runnable from the middle, and every text of `uses`.
+
+    Attributes:
+        stream: the engine on the dense model.
+        room: what may be taken of memory.
+    """
+
+    stream: DecoderStream
+    room: Room
+
+
+def prepare(recipe: Recipe, source: ModelSource, uses: tuple[Use, ...] = USES) -> Prepared:
+    """Tokenises the texts; loads no weights.
+
+    Args:
+        uses: what text is needed for; `repair` counts only where the recipe repairs.
+
+    Raises:
+        InputError: a text is too short, empty, or the same for both purposes, or a repair cannot be done.
+    """
+    needed = tuple(use for use in USES if use in uses and (use != "repair" or recipe.repairs))
+    if "repair" in needed:
+        check_repairs(recipe.repairs, source.architecture, source.config)
+    _require_context(recipe, source, needed)
+    tokenizer = source.load_tokenizer()
+    texts: dict[Use, Samples] = {}
+    for use in needed:
+        if use == "evaluation":
+            texts[use] = _evaluation_text(recipe, tokenizer, texts.values())
+        elif (text := _text_to_learn_from(recipe, tokenizer, use)) is not None:
+            texts[use] = text
+    for samples in texts.values():
+        largest, known = int(samples.input_ids.max()), source.config.get_text_config().vocab_size
+        if largest >= known:
             raise InputError(
-                f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {trained[0]} "
-                "cannot train them; give a larger --memory-budget, or --repair refit"
+                f"the tokenizer of {source.provenance.source} writes token {largest}, and the model knows {known} "
+                "tokens; they do not belong together"
             )
-        return room
+    questions = recipe.load_questions() if "evaluation" in needed else Questions()
+    return Prepared(recipe, source, tokenizer, needed, texts, questions)
 
 
-def _require_context(recipe: Recipe, source: ModelSource, *, calibrate: bool, evaluate: bool) -> None:
+def _text_to_learn_from(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, use: Use) -> Samples | None:
+    """The text of a search or of the repairs; None where the model itself has yet to sample it."""
+    source = parse_source(recipe.calibration if use == "calibration" else recipe.repair_source)
+    if use == "calibration" and recipe.build_search().objective in TASK_OBJECTIVES:
+        return sample_questions(
+            source,
+            tokenizer,
+            num_questions=recipe.calibration_samples,
+            max_length=recipe.calibration_length,
+            seed=recipe.seed,
+        )
+    if source.is_self:
+        return None
+    return sample_text(
+        source,
+        tokenizer,
+        num_samples=recipe.calibration_samples if use == "calibration" else recipe.num_repair_samples,
+        length=recipe.calibration_length,
+        seed=recipe.seed,
+        purpose="calibration",
+    )
+
+
+def _evaluation_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seen: Collection[Samples]) -> Samples:
+    """Text that measures, of documents that nothing else has seen."""
+    evaluation = sample_text(
+        parse_source(recipe.evaluation),
+        tokenizer,
+        num_samples=recipe.evaluation_samples,
+        length=recipe.evaluation_length,
+        seed=recipe.seed,
+        purpose="evaluation",
+        exclude=frozenset().union(*(samples.document_digests for samples in seen)),
+    )
+    for samples in seen:
+        require_disjoint(samples, evaluation)
+    return evaluation
+
+
+def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
+    """The model in memory, on this process's device; texts that the model writes itself are the same for all ranks.
+
+    Raises:
+        InputError: the weights cannot be read, or do what the family's description does not say.
+    """
+    recipe = prepared.recipe.model_copy(update={"device": ranks.device(prepared.recipe.device)})
+    room = _share_out_memory(recipe, prepared)
+    pager = None if room.weights is None else Pager(room.weights, activations=room.kept // 2)
+    stream = DecoderStream(prepared.source.load_model(recipe.device, pager), prepared.source.architecture)
+    known = _known_text(prepared.texts)
+    _require_finite(stream, torch.arange(PROBE_TOKENS)[None] if known is None else known.input_ids[:1, :PROBE_TOKENS])
+    texts = dict(prepared.texts)
+    counts = {"calibration": recipe.calibration_samples, "repair": recipe.num_repair_samples}
+    for use in prepared.uses:
+        if use not in texts:
+            texts[use] = sample_self(
+                stream.model,
+                prepared.tokenizer,
+                num_samples=counts[use],
+                length=recipe.calibration_length,
+                seed=recipe.seed,
+            )
+    known = _known_text(texts)
+    if known is not None:
+        probe(stream, known.input_ids[:1, :PROBE_TOKENS])
+    texts = ranks.from_first(lambda: {use: texts[use] for use in prepared.uses})
+    return Loaded(recipe, prepared.source, prepared.tokenizer, prepared.uses, texts, prepared.questions, stream, room)
+
+
+def _known_text(texts: Mapping[Use, Samples]) -> Samples | None:
+    """Text that the model can be tried on."""
+    return texts.get("calibration", texts.get("evaluation"))
+
+
+def _share_out_memory(recipe: Recipe, prepared: Prepared) -> Room:
+    """What this run may take of memory. On a GPU the weights lie there, whatever their size."""
+    weights = prepared.source.weight_bytes if chosen_device(recipe.device) == "cpu" else 0
+    room = share_out(recipe.memory_bytes, weights)
+    trained = [name for name, method in recipe.repairs if method.num_sequences]
+    if room.weights is not None and "repair" in prepared.uses and trained:
+        raise InputError(
+            f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {trained[0]} "
+            "cannot train them; give a larger --memory-budget, or --repair refit"
+        )
+    return room
+
+
+def _require_context(recipe: Recipe, source: ModelSource, uses: Collection[Use]) -> None:
     """Raises InputError where sequences are longer than what the model was made for; learned positions end there."""
     context = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    lengths = {"calibration": recipe.calibration_length if calibrate else 0}
-    lengths["evaluation"] = recipe.evaluation_length if evaluate else 0
+    lengths = {"calibration": recipe.calibration_length, "evaluation": recipe.evaluation_length}
     for purpose, length in lengths.items():
-        if context is not None and length > context:
+        if purpose in uses and context is not None and length > context:
             raise InputError(
                 f"{purpose} sequences of {length} tokens are longer than the model's context of {context}; "
                 f"give --{purpose}-length {context} or less"

@@ -16,9 +16,9 @@ from depthcut.process.journal import replace_lines, whole_lines
 from depthcut.process.ranks import Shard, ShareDoneError
 from depthcut.process.workspace import check_output, locked, work_folder
 from depthcut.run.plan import JOURNALS, find_plan
-from depthcut.run.prune import load_on, require_same_recipe
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model, pose_problem
+from depthcut.run.session import find_model, load, pose_problem, prepare
+from depthcut.run.write import RECIPE, require_same_recipe
 from depthcut.types import InputError, Record
 
 
@@ -35,7 +35,6 @@ class Share(Record):
 
 
 SHARE = "share.json"
-RECIPE = "recipe.yaml"
 
 
 def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
@@ -62,7 +61,7 @@ def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
     check_output(output, overwrite=False, resume=True)
     source = find_model(recipe)
     problem = pose_problem(recipe, source)
-    session = Session.prepare(recipe, source, repair=False, evaluate=False)
+    prepared = prepare(recipe, source, ("calibration",))
     merged = work_folder(output)
     folder = merged.with_name(f"{merged.name}.shard-{shard.index + 1}-of-{shard.count}")
     with locked(folder, _lock(folder)):
@@ -74,7 +73,7 @@ def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
         (folder / SHARE).unlink(missing_ok=True)
         waits = False
         try:
-            find_plan(load_on(shard, session), problem, folder, shard)
+            find_plan(load(prepared, shard), problem, folder, shard)
         except ShareDoneError:
             waits = True
         share = Share(evaluations=sum(len(lines) - 1 for lines in _journals(folder).values()), waits=waits)

@@ -15,10 +15,10 @@ from pathlib import Path
 from depthcut.process.progress import progress
 from depthcut.process.workspace import check_output
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model
+from depthcut.run.session import find_model, load
 from depthcut.studies.charts import Curve, curve_chart
 from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
-from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
+from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare_repairs, texts_of
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan, Unit
 
@@ -61,14 +61,14 @@ def compare(
                 "must remain; ask for less"
             )
     first = next(iter(posed[0].recipes.values()))
-    session = prepare(first, repairs, lambda each: Session.prepare(each, source))
+    prepared = prepare_repairs(first, source, repairs)
     settings = recipe.model_dump(mode="json", exclude={"method"}) | {
         "methods": list(methods),
         "ratios": list(ratios),
         "repairs": list(repairs),
     }
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
-        loaded = session.load()
+        loaded = load(prepared)
         plans = {method.name: plans_of(loaded, method, folder) for method in posed}
         quality = Quality(loaded, folder / "measured.jsonl")
         with progress("measuring", len(ratios)) as advance:

@@ -13,7 +13,7 @@ from depthcut.calibration import Samples
 from depthcut.model.architectures import Architecture
 from depthcut.process.progress import progress
 from depthcut.run.plan import make_ablation
-from depthcut.run.session import Session
+from depthcut.run.session import Loaded
 from depthcut.studies.ranks import spearman
 from depthcut.types import Removal, Unit
 
@@ -85,10 +85,10 @@ class Importances:
 
 
 def leave_one_out(
-    session: Session, text: Samples, objective: str, removals: Sequence[Removal], journal: Path
+    loaded: Loaded, text: Samples, objective: str, removals: Sequence[Removal], journal: Path
 ) -> Importances:
     """Evaluates every removal alone, and the whole model; what a killed process found is not evaluated again."""
-    ablation = make_ablation(session, text, objective, journal)
+    ablation = make_ablation(loaded, text, objective, journal)
     sets: list[frozenset[Unit]] = [frozenset(), *map(frozenset, removals)]
     with progress(f"leaving one out, {objective}", ablation.num_batches) as advance:
         found = ablation.per_sequence(sets, range(ablation.num_batches), advance)

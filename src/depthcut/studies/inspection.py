@@ -15,7 +15,7 @@ from depthcut.importance.static import BLOCK_INFLUENCE, metric_name
 from depthcut.process.workspace import check_output
 from depthcut.run.plan import score_units
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model
+from depthcut.run.session import find_model, load, prepare
 from depthcut.studies.charts import Point, unit_chart, window_chart
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
 from depthcut.studies.paths import path_of, pose_method
@@ -48,11 +48,10 @@ def inspect(recipe: Recipe, output: Path, *, overwrite: bool = False, resume: bo
     method = pose_method(recipe, source, recipe.method, {"end": {"remove": recipe.remove or ""}})
     if recipe.build_search().objective not in (None, *OBJECTIVES) and recipe.build_search().needs == "objective":
         raise InputError(f"method {recipe.method!r} asks questions, and this study is on text; choose another --method")
-    session = Session.prepare(recipe, source, repair=False, evaluate=False)
+    prepared = prepare(recipe, source, ("calibration",))
     settings = recipe.model_dump(mode="json")
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
-        loaded = session.load()
-        assert loaded.calibration is not None
+        loaded = load(prepared)
         scores, _ = score_units(loaded, folder)
         architecture, num_blocks = source.architecture, source.provenance.num_blocks
         importances: dict[UnitChoice, Importances] = {}

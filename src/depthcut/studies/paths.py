@@ -11,7 +11,7 @@ from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
 from depthcut.model.load import ModelSource
 from depthcut.run.plan import find_plan, score_units
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, pose_problem
+from depthcut.run.session import Loaded, pose_problem
 from depthcut.search.problem import Problem
 from depthcut.types import InputError, Plan
 
@@ -73,7 +73,7 @@ def ask_method(
     return recipes
 
 
-def path_of(session: Session, method: Method, folder: Path) -> dict[int, Plan]:
+def path_of(loaded: Loaded, method: Method, folder: Path) -> dict[int, Plan]:
     """Plans that remove one unit, two, and so on to the method's only amount, by their number of units.
 
     A path is cut where it goes unit by unit; else (`uidl`, `window`) the method is asked for each number anew.
@@ -83,34 +83,34 @@ def path_of(session: Session, method: Method, folder: Path) -> dict[int, Plan]:
     if "swap" not in recipe.method_settings and "swap" in recipe.build_search().__dict__:
         recipe = recipe.model_copy(update={"swap": False})
     problem = method.problems[amount]
-    longest = _plan(session, recipe, problem, folder / PATHS / method.name)
+    longest = _plan(loaded, recipe, problem, folder / PATHS / method.name)
     if all(problem.count(step.remove) == 1 for step in longest.steps):
         return {count: longest.applying(count) for count in range(1, problem.wanted + 1)}
     plans = {problem.wanted: longest}
     for count in range(1, problem.wanted):
         asked = recipe.model_copy(update={"remove": str(count)})
         smaller = replace(problem, budget=asked.parsed_budget)
-        plans[count] = _plan(session, asked, smaller, folder / PATHS / method.name)
+        plans[count] = _plan(loaded, asked, smaller, folder / PATHS / method.name)
     return dict(sorted(plans.items()))
 
 
-def plans_of(session: Session, method: Method, folder: Path) -> dict[str, Plan]:
+def plans_of(loaded: Loaded, method: Method, folder: Path) -> dict[str, Plan]:
     """The plan for each of the method's amounts, as `prune` would find it."""
     return {
-        amount: _plan(session, recipe, method.problems[amount], folder / PATHS / method.name)
+        amount: _plan(loaded, recipe, method.problems[amount], folder / PATHS / method.name)
         for amount, recipe in method.recipes.items()
     }
 
 
-def _plan(session: Session, recipe: Recipe, problem: Problem, folder: Path) -> Plan:
+def _plan(loaded: Loaded, recipe: Recipe, problem: Problem, folder: Path) -> Plan:
     """A plan, found once: what an earlier process wrote is taken as it is."""
     file = folder / f"plan-{str(problem.budget).split()[-1].replace('=', '-').replace('%', '-percent')}.json"
     if file.is_file():
         return Plan.from_file(file)
     folder.mkdir(parents=True, exist_ok=True)
     # All methods are given the same scores, from one pass.
-    table, _ = score_units(session, folder.parents[1])
+    table, _ = score_units(loaded, folder.parents[1])
     table.write(folder / "scores.json")
-    _, plan = find_plan(replace(session, recipe=recipe), problem, folder)
+    _, plan = find_plan(replace(loaded, recipe=recipe), problem, folder)
     plan.write(file)
     return plan

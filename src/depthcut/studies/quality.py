@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from depthcut.evaluation.harness import model_digest
 from depthcut.evaluation.language import compare_language
 from depthcut.evaluation.questions import Answers
 from depthcut.evaluation.retention import AVERAGE
+from depthcut.model.load import ModelSource
 from depthcut.model.stream import DecoderStream
 from depthcut.process.journal import Journal
 from depthcut.repair import check_repairs
-from depthcut.run.prune import repair
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session
+from depthcut.run.repair import repair
+from depthcut.run.session import Loaded, Prepared, prepare
 from depthcut.surgery import apply
 from depthcut.types import InputError, Measurement, Plan, TextDescription
 
@@ -91,14 +92,13 @@ def label(method: str, repair: str) -> str:
     return method if repair == NOT_REPAIRED else f"{method}, {repair}"
 
 
-def texts_of(session: Session) -> dict[str, TextDescription]:
-    """Descriptions of a session's texts by their use."""
-    texts = {"calibration": session.calibration, "repair": session.repair_text, "evaluation": session.evaluation}
-    return {use: text.description for use, text in texts.items() if text is not None}
+def texts_of(loaded: Loaded) -> dict[str, TextDescription]:
+    """Descriptions of a run's texts by their use."""
+    return {use: text.description for use, text in loaded.texts.items()}
 
 
-def prepare(recipe: Recipe, repairs: Sequence[str], session: Callable[[Recipe], Session]) -> Session:
-    """The session that serves all repairs, with the text that they are fitted to.
+def prepare_repairs(recipe: Recipe, source: ModelSource, repairs: Sequence[str]) -> Prepared:
+    """The run that serves all repairs, with the text that they are fitted to.
 
     Raises:
         InputError: a repair is unknown, named twice, or cannot be made on such a model.
@@ -108,27 +108,26 @@ def prepare(recipe: Recipe, repairs: Sequence[str], session: Callable[[Recipe], 
     made = [name for name in repairs if name != NOT_REPAIRED]
     for name in repairs:
         recipe.model_copy(update={"repair": name}).check()
-    prepared = session(recipe.model_copy(update={"repair": made[0] if made else NOT_REPAIRED}))
+    prepared = prepare(recipe.model_copy(update={"repair": made[0] if made else NOT_REPAIRED}), source)
     for name in made:
         chain = recipe.model_copy(update={"repair": name}).repairs
-        check_repairs(chain, prepared.source.architecture, prepared.source.config)
+        check_repairs(chain, source.architecture, source.config)
     return prepared
 
 
 class Quality:
-    """Measures pruned models of a loaded session; what a killed process measured is not measured again.
+    """Measures pruned models of a loaded run; what a killed process measured is not measured again.
 
     Args:
         file: journal of what was measured.
     """
 
-    def __init__(self, session: Session, file: Path) -> None:
-        assert session.stream is not None and session.evaluation is not None
-        self.session, self.stream, self.evaluation = session, session.stream, session.evaluation
+    def __init__(self, loaded: Loaded, file: Path) -> None:
+        self.loaded, self.stream, self.evaluation = loaded, loaded.stream, loaded.evaluation
         settings = {
-            "model": session.source.provenance.digest,
-            "dtype": session.source.provenance.dtype,
-            "evaluation": session.evaluation.description.digest,
+            "model": loaded.source.provenance.digest,
+            "dtype": loaded.source.provenance.dtype,
+            "evaluation": loaded.evaluation.description.digest,
         }
         self._journal = Journal(file, settings)
         self._known = {
@@ -180,7 +179,7 @@ class Quality:
             self._measure(group)
 
     def _measure(self, group: Sequence[Candidate]) -> None:
-        architecture = self.session.source.architecture
+        architecture = self.loaded.source.architecture
         streams = {
             str(place): DecoderStream(self._model(candidate), architecture) for place, candidate in enumerate(group)
         }
@@ -188,16 +187,15 @@ class Quality:
         asked: list[Measurement] = []
         for (name, stream), candidate in zip(streams.items(), group, strict=True):
             answers = self._ask(stream, candidate)
-            asked = self.session.questions.compare(self._dense_answers, answers, self.stream.model)
+            asked = self.loaded.questions.compare(self._dense_answers, answers, self.stream.model)
             self._keep(candidate.key, _of_model(name, measured) + _of_model(PRUNED, asked))
         if ((), NOT_REPAIRED) not in self._known:
             self._keep(((), NOT_REPAIRED), _of_model(DENSE, [*measured, *asked]))
 
     def _model(self, candidate: Candidate) -> PreTrainedModel:
-        cut = apply(self.stream.model, self.session.source.architecture, candidate.plan.removed)
-        recipe = self.session.recipe.model_copy(update={"repair": candidate.repair})
-        session = replace(self.session, recipe=recipe, repairs=candidate.repair != NOT_REPAIRED)
-        return repair(session, candidate.plan, cut, None)[0]
+        cut = apply(self.stream.model, self.loaded.source.architecture, candidate.plan.removed)
+        recipe = self.loaded.recipe.model_copy(update={"repair": candidate.repair})
+        return repair(replace(self.loaded, recipe=recipe), candidate.plan, cut, None)[0]
 
     @functools.cached_property
     def _dense_answers(self) -> Answers:
@@ -205,17 +203,17 @@ class Quality:
 
     @functools.cached_property
     def _dense_digest(self) -> str:
-        return model_digest(self.session.source) if self.session.questions.suite else ""
+        return model_digest(self.loaded.source) if self.loaded.questions.suite else ""
 
     def _ask(self, stream: DecoderStream, candidate: Candidate) -> Answers:
         """Asks a model that lies in no file, known by what it was made from and how."""
-        fitted_to = self.session.repair_text.description.digest if self.session.repair_text else ""
-        made = [self._dense_digest, *candidate.key, fitted_to, self.session.recipe.seed, software()["depthcut"]]
+        fitted_to = self.loaded.repair_text.description.digest if "repair" in self.loaded.uses else ""
+        made = [self._dense_digest, *candidate.key, fitted_to, self.loaded.recipe.seed, software()["depthcut"]]
         name = f"{label(candidate.plan.method, candidate.repair)} without {len(candidate.plan.removed)} sublayers"
         return self._ask_model(name, stream, hashlib.sha256(json.dumps(made).encode()).hexdigest())
 
     def _ask_model(self, name: str, stream: DecoderStream, digest: str) -> Answers:
-        return self.session.questions.ask(name, stream.model, self.session.tokenizer, digest)
+        return self.loaded.questions.ask(name, stream.model, self.loaded.tokenizer, digest)
 
     def _keep(self, key: tuple[tuple[str, ...], str], measurements: list[Measurement]) -> None:
         self._known[key] = measurements

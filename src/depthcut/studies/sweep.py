@@ -13,10 +13,10 @@ from depthcut.evaluation.collapse import find_collapse
 from depthcut.process.progress import progress
 from depthcut.process.workspace import check_output
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model
+from depthcut.run.session import find_model, load
 from depthcut.studies.charts import Curve, curve_chart
 from depthcut.studies.paths import Method, check_methods, path_of, pose_method
-from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare, texts_of
+from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare_repairs, texts_of
 from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan
 
@@ -52,14 +52,14 @@ def sweep(
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     posed = [pose_method(recipe, source, name, {"end": {"remove": recipe.remove or ""}}) for name in methods]
-    session = prepare(recipe, repairs, lambda each: Session.prepare(each, source))
+    prepared = prepare_repairs(recipe, source, repairs)
     settings = recipe.model_dump(mode="json", exclude={"method"}) | {
         "methods": list(methods),
         "every": every,
         "repairs": list(repairs),
     }
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
-        loaded = session.load()
+        loaded = load(prepared)
         paths = {method.name: path_of(loaded, method, folder) for method in posed}
         quality = Quality(loaded, folder / "measured.jsonl")
         points = {name: _points(plans, every) for name, plans in paths.items()}

@@ -21,7 +21,7 @@ from depthcut.calibration import Samples
 from depthcut.process.workspace import check_output
 from depthcut.run.plan import make_ablation
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Session, find_model
+from depthcut.run.session import Loaded, find_model, load, prepare
 from depthcut.search.problem import Budget
 from depthcut.studies.charts import Point, unit_chart
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
@@ -69,22 +69,22 @@ def tradeoff(
         raise InputError(f"this family has no {unit} units; give another --unit")
     wanted = sorted({_count(text, len(removals)) for text in counts})
     num_questions = recipe.calibration_samples
-    sessions = {}
+    prepared = {}
     for name, questions in tasks.items():
         asked = {"method": "one-shot", "metric": OBJECTIVE, "remove": "1", "unit": unit, "calibration": questions}
         each = Recipe.build(**recipe.model_dump() | asked | {"calibration_samples": 2 * num_questions})
         each.check()
-        sessions[name] = Session.prepare(each, source, repair=False, evaluate=False)
+        prepared[name] = prepare(each, source, ("calibration",))
     settings = recipe.model_dump(mode="json", exclude={"method", "calibration"}) | {
         "tasks": dict(tasks),
         "unit": unit,
         "counts": list(counts),
     }
     with study_folder(output, settings, overwrite=overwrite, resume=resume) as folder:
-        stream = next(iter(sessions.values())).load().stream
+        first = load(next(iter(prepared.values())))
         importances, held_out, texts = {}, {}, {}
-        for name, session in sessions.items():
-            loaded = replace(session, stream=stream)
+        for name, posed in prepared.items():
+            loaded = replace(first, recipe=posed.recipe, texts=posed.texts)
             deciding, measuring = _split(loaded, num_questions)
             importances[name] = leave_one_out(loaded, deciding, OBJECTIVE, removals, folder / f"{name}.jsonl")
             held_out[name] = make_ablation(loaded, measuring, OBJECTIVE, folder / f"{name}-measuring.jsonl")
@@ -131,10 +131,10 @@ def _count(text: str, num_units: int) -> int:
     return count
 
 
-def _split(session: Session, num_questions: int) -> tuple[Samples, Samples]:
+def _split(loaded: Loaded, num_questions: int) -> tuple[Samples, Samples]:
     """The questions that decide, and those that measure."""
-    samples = session.calibration
-    assert samples is not None and samples.choices is not None
+    samples = loaded.calibration
+    assert samples.choices is not None
     return samples.split(samples.choices.rows[num_questions].start)
 
 

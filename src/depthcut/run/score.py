@@ -1,0 +1,22 @@
+"""The static scores of a model without a search: the work of `depthcut score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from depthcut.process.workspace import check_output, workspace
+from depthcut.run.plan import score_units
+from depthcut.run.recipe import Recipe
+from depthcut.run.session import find_model, load, prepare
+from depthcut.run.write import require_other_folder
+from depthcut.types import ScoreTable
+
+
+def score_model(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:
+    """Every static score of every unit, written as `scores.json` into a directory of its own."""
+    check_output(output, overwrite=overwrite, resume=False)
+    source = find_model(recipe)
+    require_other_folder(output, source)
+    prepared = prepare(recipe, source, ("calibration",))
+    with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
+        return score_units(load(prepared), folder)[0]

@@ -67,7 +67,12 @@ class Ablation:
         with torch.no_grad():
             self._compared = self._compared_batches()
         self._cache = PrefixCache(stream, {i: kept.batch for i, kept in self._compared.items()}, memory_budget)
-        self._share_memory(memory_budget)
+        # What the grid of hidden states leaves of the budget goes to references, batch by batch.
+        left: float = memory_budget - min(memory_budget // 2, self._cache.most_bytes)
+        vocabulary = stream.model.get_output_embeddings().weight.shape[0]
+        for compared in self._compared.values():
+            left -= reference_bytes(compared.scored.numel(), vocabulary)
+            compared.keeps_references = left >= 0
 
     @property
     def num_batches(self) -> int:
@@ -218,8 +223,7 @@ class Ablation:
 
     def _in_order(self, sets: Sequence[Removed], batches: Sequence[int]) -> list[Key]:
         """Batch by batch, and in the order of where sets leave the base, so that it is walked through once."""
-        in_order = sorted(dict.fromkeys(sets), key=self._cache.start)
-        return [(removed, index) for index in batches for removed in in_order]
+        return [(removed, i) for i in batches for removed in sorted(dict.fromkeys(sets), key=self._cache.start)]
 
     def _count_walk(self, index: int, position: int) -> None:
         """Counts what running a batch's base on to a position takes one process that keeps all hidden states."""
@@ -276,14 +280,6 @@ class Ablation:
             for index, batch, final in zip(chosen, batches, finals, strict=True):
                 compared[index] = ComparedBatch(batch, final, self._text.scored(index))
         return compared
-
-    def _share_memory(self, budget: int) -> None:
-        """What the grid of hidden states leaves of the budget goes to references, batch by batch."""
-        left: float = budget - min(budget // 2, self._cache.most_bytes)
-        vocabulary = self.stream.model.get_output_embeddings().weight.shape[0]
-        for compared in self._compared.values():
-            left -= reference_bytes(compared.scored.numel(), vocabulary)
-            compared.keeps_references = left >= 0
 
 
 def _not_finite(objective: str, stream: DecoderStream, batch: Batch, removed: Removed) -> InputError:

@@ -10,7 +10,6 @@ import difflib
 import json
 import logging
 import re
-import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +45,6 @@ from depthcut.model.sublayers import register
 from depthcut.model.units import empty_model, sizes_from_config
 from depthcut.model.wrappers import auto_class, decoder_config, num_blocks
 from depthcut.types import InputError, Provenance
-
-READING_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, MemoryError)
-DAMAGE = (*READING_ERRORS, SafetensorError, struct.error)
-"""What the readers of configurations and weights raise on a damaged file."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from depthcut.ablation.comparator import following, predicting
-from depthcut.ablation.objectives import KL, POSITIONS_AT_ONCE, Loss
+from depthcut.ablation.comparator import following, predicting, walk
+from depthcut.ablation.objectives import KL, Loss
 from depthcut.calibration import Samples
 from depthcut.evaluation.paired import DIFFERENCE
 from depthcut.model.stream import Batch, DecoderStream, Run
@@ -103,14 +103,11 @@ def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> to
         runs: the same batch in each of them.
     """
     batch = runs[0][0]
-    predicts, tokens = predicting(batch.token_mask), batch.token_mask
-    targets = following(batch.input_ids)
+    predicts, tokens, targets = predicting(batch.token_mask), batch.token_mask, following(batch.input_ids)
     sums = torch.zeros(2 * len(streams) - 1, len(targets), dtype=torch.float64)
-    for of_models in zip(*(stream.logits(*run) for stream, run in zip(streams, runs, strict=True)), strict=True):
-        positions = of_models[0][0]
-        for row in range(len(targets)):
-            at = (row, positions)
-            sums[:, row] += _sums([piece[row] for _, piece in of_models], targets[at], predicts[at], tokens[at])
+    for of_models in zip(*(walk(stream, *run) for stream, run in zip(streams, runs, strict=True)), strict=True):
+        at = of_models[0][0]
+        sums[:, at[0]] += _sums([logits for _, logits in of_models], targets[at], predicts[at], tokens[at])
     return sums
 
 
@@ -118,19 +115,15 @@ def _sums(
     logits: Sequence[torch.Tensor], targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
 ) -> torch.Tensor:
     """The same, summed over one sequence's positions. Each model's log-probabilities are made once and serve both."""
-    sums = torch.zeros(2 * len(logits) - 1, dtype=torch.float64)
     loss, kl = Loss(), KL()
-    for begin in range(0, len(targets), POSITIONS_AT_ONCE):
-        part = slice(begin, begin + POSITIONS_AT_ONCE)
-        log_p = logits[0][part].float().log_softmax(dim=-1)
-        reference = kl.reference_of(log_p)
-        values = [loss.of_log_probabilities(log_p, targets[part])[predicts[part]]]
-        for other in logits[1:]:
-            log_q = other[part].float().log_softmax(dim=-1)
-            values.append(loss.of_log_probabilities(log_q, targets[part])[predicts[part]])
-            values.append(kl.of_log_probabilities(reference, log_q)[present[part]])
-        sums += torch.stack([value.double().sum().cpu() for value in values])
-    return sums
+    log_p = logits[0].log_softmax(dim=-1)
+    reference = kl.reference_of(log_p)
+    values = [loss.of_log_probabilities(log_p, targets)[predicts]]
+    for other in logits[1:]:
+        log_q = other.log_softmax(dim=-1)
+        values.append(loss.of_log_probabilities(log_q, targets)[predicts])
+        values.append(kl.of_log_probabilities(reference, log_q)[present])
+    return torch.stack([value.double().sum().cpu() for value in values])
 
 
 def _mean_per_token(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:

@@ -13,7 +13,7 @@ from depthcut.preview.estimate import Estimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import find_model, pose_problem, prepare
+from depthcut.run.session import find_model, load, pose_problem, prepare
 from depthcut.search.problem import Problem
 from depthcut.types import Cost, InputError, Plan, Unit
 

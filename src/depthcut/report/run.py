@@ -81,7 +81,7 @@ class Run:
                 if str(unit) not in self.plan.unit_sizes:
                     raise InputError(
                         f"the plan removes {unit} but does not hold its size, which the report shows; make the plan "
-                        "with `depthcut search` or `depthcut prune`, which write `unit_sizes` into it"
+                        "with `depthcut prune`, which writes `unit_sizes` into it"
                     )
 
     @property

@@ -56,51 +56,51 @@ def read_options(path: Path) -> dict[str, object]:
 class Recipe(Record):
     """A run of `depthcut prune`; the command line's options under the same names.
 
-        Attributes:
-            model: hub id, directory, `.gguf` file or alias.
-            revision: commit, tag or branch of a hub model.
-            trust_remote_code: whether code that comes with the model runs.
-            dtype: precision of all passes; `auto` is the stored one, or float32 on a CPU that is much faster at it.
-            save_dtype: precision of the written weights; `auto` is the stored one (bfloat16 for a GGUF).
-            device: a torch device, or `auto`: the first GPU where there is one.
-            remove: share (`25%`) or count of units to remove; either this or `budget`.
-            method: how units are chosen, `greedy` or with settings `greedy,strategy=exhaustive,swap=false`; `depthcut ls
-                NAME` lists them. The next five are short forms of such settings.
-            metric: static metric or objective of the method `one-shot`.
-            objective: what a search minimises, one of `OBJECTIVES` or `TASK_OBJECTIVES`.
-            search: the setting `strategy`: whether a greedy search looks at few candidates a round or at all.
-            swap: whether the found set is refined by exchanges.
-            max_forwards: passes over the calibration text that the method `shapley` may take.
-            unit: what one step removes; the method's own unit where left out.
-            budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`, or what the weights may take, `bytes=8GB`.
-            max_increase: the most that may be lost on held-out calibration text, `kl=0.1`, instead of an amount.
-            protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
-            calibration: SOURCE of the text that decides.
-            calibration_samples: its sequences.
-            calibration_length: tokens of each.
-            evaluation: SOURCE of the text that measures; never the same documents.
-            evaluation_samples: its sequences.
-            evaluation_length: tokens of each.
-            repair: repairs after the removal, `refit` or `lora,rank=8+refit`; where left out `refit` after a search that
-                looks at the output, else `none`.
-            repair_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
-            repair_samples: its sequences, of the calibration's length; four times the calibration's where left out. One in
-                sixteen judges the repair.
-            tasks: tasks of lm-evaluation-harness that both models are asked, by its names.
-            num_fewshot: examples before each question; the task's own number where left out.
-            limit: documents asked of each task, a count (`40`) or a share (`0.1`).
-            include_path: folder of tasks of one's own as YAML; Python functions that they name run.
-            generation: whether both models write after the prompts of the generation probe.
-                compare: methods, with settings, whose choice at equal parameters is measured beside the pruned model, and not
-                written.
-            export: further forms to write, `zeroed` or `gguf,tensor_type=q8_0`, each into a folder of its name beside the
-                Hugging Face model.
-                batch_size: sequences run together. `evopress` and `shapley` draw batches at random, so that their plans depend
+    Attributes:
+        model: hub id, directory, `.gguf` file or alias.
+        revision: commit, tag or branch of a hub model.
+        trust_remote_code: whether code that comes with the model runs.
+        dtype: precision of all passes; `auto` is the stored one, or float32 on a CPU that is much faster at it.
+        save_dtype: precision of the written weights; `auto` is the stored one (bfloat16 for a GGUF).
+        device: a torch device, or `auto`: the first GPU where there is one.
+        remove: share (`25%`) or count of units to remove; either this or `budget`.
+        method: how units are chosen, `greedy` or with settings `greedy,strategy=exhaustive,swap=false`; `depthcut ls
+            NAME` lists them. The next five are short forms of such settings.
+        metric: static metric or objective of the method `one-shot`.
+        objective: what a search minimises, one of `OBJECTIVES` or `TASK_OBJECTIVES`.
+        search: the setting `strategy`: whether a greedy search looks at few candidates a round or at all.
+        swap: whether the found set is refined by exchanges.
+        max_forwards: passes over the calibration text that the method `shapley` may take.
+        unit: what one step removes; the method's own unit where left out.
+        budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`, or what the weights may take, `bytes=8GB`.
+        max_increase: the most that may be lost on held-out calibration text, `kl=0.1`, instead of an amount.
+        protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
+        calibration: SOURCE of the text that decides.
+        calibration_samples: its sequences.
+        calibration_length: tokens of each.
+        evaluation: SOURCE of the text that measures; never the same documents.
+        evaluation_samples: its sequences.
+        evaluation_length: tokens of each.
+        repair: repairs after the removal, `refit` or `lora,rank=8+refit`; where left out `refit` after a search that
+            looks at the output, else `none`.
+        repair_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
+        repair_samples: its sequences, of the calibration's length; four times the calibration's where left out. One in
+            sixteen judges the repair.
+        tasks: tasks of lm-evaluation-harness that both models are asked, by its names.
+        num_fewshot: examples before each question; the task's own number where left out.
+        limit: documents asked of each task, a count (`40`) or a share (`0.1`).
+        include_path: folder of tasks of one's own as YAML; Python functions that they name run.
+        generation: whether both models write after the prompts of the generation probe.
+        compare: methods, with settings, whose choice at equal parameters is measured beside the pruned model, and not
+            written.
+        export: further forms to write, `zeroed` or `gguf,tensor_type=q8_0`, each into a folder of its name beside the
+            Hugging Face model.
+        batch_size: sequences run together. `evopress` and `shapley` draw batches at random, so that their plans depend
             on it; of all else it changes speed, memory and rounding alone.
-            memory_budget: bytes for the whole run, `8GiB` or `800MiB`; weights that do not fit are read from their files as
-                layers run. Where left out, as much as is free, and 1 GiB of it for what a search keeps.
-            speed: whether both models are timed.
-            seed: of everything random.
+        memory_budget: bytes for the whole run, `8GiB` or `800MiB`; weights that do not fit are read from their files as
+            layers run. Where left out, as much as is free, and 1 GiB of it for what a search keeps.
+        speed: whether both models are timed.
+        seed: of everything random.
     """
 
     model: str

@@ -150,7 +150,7 @@ class TestFromAGguf:
     def test_so_they_are_after_pruning_and_not_from_a_changed_file(self, source, tmp_path, command):
         assert command("prune", source, *PRUNE, "-o", tmp_path / "pruned")[0] == 0
         assert command("export", tmp_path / "pruned", "--to", "gguf", "-o", tmp_path / "out")[0] == 0
-        assert read_file(tmp_path / "out" / "model.F32.gguf").get("tokenizer.ggml.pre") == "smollm"
+        assert read_file(tmp_path / "out" / "model.BF16.gguf").get("tokenizer.ggml.pre") == "smollm"
         config = resolve(str(tmp_path / "pruned")).config
         assert source_tokenizer_keys(config)
         with source.open("ab") as file:

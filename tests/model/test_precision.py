@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 import depthcut
-import depthcut.run.prune
 import tiny
 from depthcut.model import precision
 from depthcut.model.load import resolve
 from depthcut.model.precision import computing_dtype
+from depthcut.run.export import export_model
 
 OPTIONS = {
     "remove": "2",
@@ -28,7 +28,7 @@ OPTIONS = {
 def half(tmp_path):
     """A checkpoint in bfloat16."""
     folder = tiny.save(tmp_path / "dense")
-    depthcut.run.prune.export(str(folder), "hf", tmp_path / "half", dtype="bfloat16")
+    export_model(str(folder), "hf", tmp_path / "half", dtype="bfloat16")
     return tmp_path / "half"
 
 

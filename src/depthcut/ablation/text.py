@@ -117,7 +117,7 @@ class Questions:
         return torch.full((count,), 1 / count, dtype=torch.float64)
 
     def scored(self, index: int) -> torch.Tensor:
-        return predicting(self.choices[self.rows[index]].scored)
+        return self.choices[self.rows[index]].scored
 
     def values(self, objective: Objective, index: int, of_sequences: torch.Tensor) -> torch.Tensor:
         assert isinstance(objective, MultipleChoice)

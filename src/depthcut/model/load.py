@@ -46,6 +46,9 @@ from depthcut.model.units import empty_model, sizes_from_config
 from depthcut.model.wrappers import auto_class, decoder_config, num_blocks
 from depthcut.types import InputError, Provenance
 
+OF_GGUF = {"F32": "float32", "F16": "float16"}
+"""What a model from a GGUF file of some types is written in; of all others bfloat16."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -233,7 +236,8 @@ def resolve(
         name: what the user wrote.
         revision: commit, tag or branch of a hub model.
         dtype: what is computed in, a torch dtype's name, or `auto`: the stored one (float32 for a GGUF).
-        save_dtype: what a pruned model is written in, likewise; `auto` is the stored one (bfloat16 for a GGUF).
+        save_dtype: what a pruned model is written in, likewise; `auto` is the stored one (bfloat16 for a
+            quantised GGUF).
         trust_remote_code: run code that comes with the model; off unless asked for.
         needs_weights: whether a directory that holds a configuration alone is refused.
 
@@ -285,7 +289,8 @@ def resolve(
         require_reader(stored_as, f"the model {name}, stored as {stored_as},")
     computed = stored if dtype == "auto" else dtype
     # What was computed in 16 bits has no more to write.
-    written = ("bfloat16" if gguf_file else stored) if computed == "float32" else computed
+    own = OF_GGUF.get(stored_as or "", "bfloat16") if gguf_file else stored
+    written = own if computed == "float32" else computed
     written = written if save_dtype == "auto" else save_dtype
     provenance = Provenance(
         source=name,

@@ -17,10 +17,16 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 INDEX = "model.safetensors.index.json"
 
 
-def dequantise(file: Path, config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> None:
+def dequantise(
+    file: Path, config: PreTrainedConfig, dtype: torch.dtype, folder: Path, rounded_to: torch.dtype | None = None
+) -> None:
     """Writes configuration and weights into an existing folder; memory holds one block's tensors at most.
 
     Names and layouts are those that transformers gives a GGUF's tensors when it loads one.
+
+    Args:
+        dtype: of the written tensors.
+        rounded_to: a dtype whose values they take, where that has fewer.
     """
     config.save_pretrained(folder)
     with torch.device("meta"):
@@ -36,7 +42,11 @@ def dequantise(file: Path, config: PreTrainedConfig, dtype: torch.dtype, folder:
     for tensor in [*reader.tensors, None]:
         block = "" if tensor is None else _block(tensor.name)
         if tensor is None or block != last:
-            total += _write({name: value.to(dtype) for name, value in parsed["tensors"].items()}, folder, where)
+            total += _write(
+                {name: value.to(rounded_to or dtype).to(dtype) for name, value in parsed["tensors"].items()},
+                folder,
+                where,
+            )
             parsed["tensors"].clear()
             last = block
         if tensor is None:

@@ -171,7 +171,7 @@ class ModelSource:
             if self.gguf_file:
                 folder = pager.scratch / "dequantised"
                 folder.mkdir()
-                dequantise(self.folder / self.gguf_file, self.config, self.dtype, folder)
+                dequantise(self.folder / self.gguf_file, self.config, self.dtype, folder, self.written_dtype)
                 arguments.pop("gguf_file")
             model, found = auto_class(self.config).from_pretrained(
                 folder,

@@ -42,6 +42,16 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+SHORT_RUN: dict[str, Any] = {
+    "remove": "2",
+    "calibration_samples": 4,
+    "calibration_length": 16,
+    "evaluation_samples": 2,
+    "evaluation_length": 16,
+    "speed": False,
+    "device": "cpu",
+}
+"""A run on little text."""
 # Full attention, experts and other mixers stand at positions that no regular pattern would give.
 FULL = [False, True, False, False, True, False]
 

@@ -16,15 +16,7 @@ from depthcut.model.wrappers import blocks_of_wrapper
 from depthcut.types import InputError
 from model import multimodal
 
-OPTIONS = {
-    "remove": "2",
-    "calibration_samples": 4,
-    "calibration_length": 16,
-    "evaluation_samples": 2,
-    "evaluation_length": 16,
-    "speed": False,
-    "device": "cpu",
-}
+OPTIONS = tiny.SHORT_RUN
 
 
 @pytest.mark.parametrize("name", tiny.short_and_long(multimodal.SETTINGS, ["qwen2_5_vl", "llava"]))

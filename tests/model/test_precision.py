@@ -8,20 +8,14 @@ from safetensors.torch import load_file
 
 import depthcut
 import tiny
+from depthcut.export.hf import write_model
 from depthcut.model import precision
 from depthcut.model.load import resolve
+from depthcut.model.paging import Pager
 from depthcut.model.precision import computing_dtype
 from depthcut.run.export import export_model
 
-OPTIONS = {
-    "remove": "2",
-    "calibration_samples": 4,
-    "calibration_length": 16,
-    "evaluation_samples": 2,
-    "evaluation_length": 16,
-    "speed": False,
-    "device": "cpu",
-}
+OPTIONS = tiny.SHORT_RUN
 
 
 @pytest.fixture
@@ -109,3 +103,12 @@ def test_slow_is_what_takes_twice_as_long(monkeypatch):
         assert precision.is_slow(torch.bfloat16) and not precision.is_slow(torch.float16)
     finally:
         precision.is_slow.cache_clear()
+
+
+def test_a_paged_model_is_written_as_it_is_computed_and_says_so(tmp_path):
+    source = resolve(str(tiny.save(tmp_path / "dense")), save_dtype="bfloat16")
+    assert source.written_dtype == torch.bfloat16
+    assert source.written_as_computed().written_dtype == torch.float32
+    (tmp_path / "out").mkdir()
+    write_model(source.load_model("cpu", Pager(2**20)), tmp_path / "out")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}

@@ -93,6 +93,10 @@ class ModelSource:
         changed = {field: str(chosen).removeprefix("torch.") for field, chosen in names.items()}
         return replace(self, provenance=self.provenance.model_copy(update=changed))
 
+    def written_as_computed(self) -> ModelSource:
+        """The same, written in what it is computed in: of a paged model, whose weights stay in their files."""
+        return replace(self, provenance=self.provenance.model_copy(update={"written_dtype": None}))
+
     @property
     def weight_bytes(self) -> int:
         """What all weights take in memory; of those that stay quantised, what their files take."""

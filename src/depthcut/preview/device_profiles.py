@@ -114,11 +114,14 @@ def measure_here(
         run()
         runs += 1
     measured = runs * 4 * len(inputs) * hidden_size * width / (time.perf_counter() - began)
-    if place.type != "cpu":
-        memory, name = torch.accelerator.get_memory_info()[1], device_label(place)
-    else:
+    on_accelerator = place.type != "cpu"
+    name = device_label(place) if on_accelerator else f"this machine with {torch.get_num_threads()} threads"
+    # What has no memory of its own, the CPU and MPS, has the machine's.
+    properties = getattr(torch.get_device_module(place), "get_device_properties", None) if on_accelerator else None
+    if properties is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        name = f"this machine with {torch.get_num_threads()} threads"
+    else:
+        memory = properties(place).total_memory
     return DeviceProfile(
         name,
         measured,
@@ -127,5 +130,5 @@ def measure_here(
         memory_bytes_per_second=math.inf,
         host_bytes_per_second=DISK_BYTES_PER_SECOND,
         is_here=True,
-        on_accelerator=place.type != "cpu",
+        on_accelerator=on_accelerator,
     )

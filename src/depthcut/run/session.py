@@ -246,7 +246,10 @@ def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
     recipe = prepared.recipe.model_copy(update={"device": ranks.device(prepared.recipe.device)})
     room = _share_out_memory(recipe, prepared)
     pager = None if room.weights is None else Pager(room.weights, activations=room.kept // 2)
-    stream = DecoderStream(prepared.source.load_model(recipe.device, pager), prepared.source.architecture)
+    source = prepared.source
+    stream = DecoderStream(source.load_model(recipe.device, pager), source.architecture)
+    if pager is not None:
+        source = source.written_as_computed()
     known = _known_text(prepared.texts)
     _require_finite(stream, torch.arange(PROBE_TOKENS)[None] if known is None else known.input_ids[:1, :PROBE_TOKENS])
     texts = dict(prepared.texts)
@@ -264,7 +267,7 @@ def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
     if known is not None:
         probe(stream, known.input_ids[:1, :PROBE_TOKENS])
     texts = ranks.from_first(lambda: {use: texts[use] for use in prepared.uses})
-    return Loaded(recipe, prepared.source, prepared.tokenizer, prepared.uses, texts, prepared.questions, stream, room)
+    return Loaded(recipe, source, prepared.tokenizer, prepared.uses, texts, prepared.questions, stream, room)
 
 
 def _known_text(texts: Mapping[Use, Samples]) -> Samples | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from depthcut.model.load import resolve
     from depthcut.model.stream import DecoderStream
     from depthcut.run.api import apply, prune, score
+    from depthcut.run.on_model import compare, remove, tokens
     from depthcut.run.recipe import Recipe
     from depthcut.run.result import Result
     from depthcut.types import InputError, Measurement, Plan, Scores, ScoreTable, Unit
@@ -26,6 +27,9 @@ _HOMES = {
     "apply": "depthcut.run.api",
     "prune": "depthcut.run.api",
     "score": "depthcut.run.api",
+    "compare": "depthcut.run.on_model",
+    "remove": "depthcut.run.on_model",
+    "tokens": "depthcut.run.on_model",
     "bypass": "depthcut.model.bypass",
     "resolve": "depthcut.model.load",
     "DecoderStream": "depthcut.model.stream",
@@ -51,9 +55,12 @@ __all__ = [
     "Unit",
     "apply",
     "bypass",
+    "compare",
     "prune",
+    "remove",
     "resolve",
     "score",
+    "tokens",
 ]
 
 

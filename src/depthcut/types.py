@@ -162,7 +162,7 @@ class Provenance(Record):
     """
 
     source: str
-    format: Literal["hub", "directory", "gguf"]
+    format: Literal["hub", "directory", "gguf", "memory"]
     revision: str | None = None
     digest: str
     model_type: str

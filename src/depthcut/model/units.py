@@ -6,7 +6,8 @@ the meta device has the same shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,47 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.model.architectures import Architecture
 from depthcut.model.quantisation import num_elements
 from depthcut.model.wrappers import auto_class
-from depthcut.types import Unit, UnitKind, UnitSize
+from depthcut.types import InputError, Unit, UnitKind, UnitSize
+
+UnitNames = str | int | Unit | Iterable[str | int | Unit]
+"""`"21-29"`, `"17.attn,18.attn"`, `21`, a `Unit`, or several of them."""
+
+
+def choose_units(
+    names: UnitNames, units: Sequence[Unit], *, one_based: bool = False, verb: str = "remove"
+) -> tuple[Unit, ...]:
+    """The units of a model that are named, in order of execution.
+
+    Args:
+        names: blocks (`21`, `21-29`) and sublayers (`17.attn`, `17-19.ffn`), the ends of a range included.
+        units: all units of the model.
+        one_based: whether blocks are counted from 1 in the names.
+        verb: what is to be done with them, for the error.
+
+    Raises:
+        InputError: a name is of no unit of this model.
+    """
+    if isinstance(names, str | int | Unit):
+        names = [names]
+    parts = [part.strip() for name in names for part in str(name).split(",") if part.strip()]
+    first, last = int(one_based), units[-1].layer + one_based
+    chosen: set[Unit] = set()
+    for part in parts:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?(?:\.(\w+))?", part)
+        named: set[Unit] = set()
+        if match is not None:
+            begin, end = int(match[1]), int(match[2] or match[1])
+            if first <= begin <= end <= last:
+                layers = range(begin - one_based, end - one_based + 1)
+                named = {unit for unit in units if unit.layer in layers and match[3] in (None, unit.kind)}
+        if not named:
+            kind = sorted({unit.kind for unit in units})[0]
+            raise InputError(
+                f"cannot {verb} {part!r}: this model has no such units; write a block ({first} to {last}), a range "
+                f"({first}-{last}) or a sublayer ({first}.{kind} to {last}.{units[-1].kind})"
+            )
+        chosen |= named
+    return tuple(sorted(chosen))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from depthcut.run import on_model
 from depthcut.run.apply import apply_plan
 from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
@@ -40,12 +43,18 @@ def prune(
     )
 
 
-def score(model: str, *, output: str | Path, overwrite: bool = False, **options: Any) -> ScoreTable:
+def score(
+    model: str | PreTrainedModel,
+    *of_loaded: Any,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> ScoreTable:
     """Scores every unit of a model by every static metric: `depthcut score`. Costs one forward pass of the decoder.
 
     Args:
-        model: hub id, directory, `.gguf` file or alias.
-        output: directory to write `scores.json` into.
+        model: hub id, directory, `.gguf` file or alias; or a loaded model, with `run.on_model.score`'s arguments.
+        output: directory to write `scores.json` into; nothing is written where left out.
         overwrite: replace an earlier result there.
         options: the fields of `Recipe` that name the model's precision and the calibration text.
 
@@ -55,7 +64,10 @@ def score(model: str, *, output: str | Path, overwrite: bool = False, **options:
     Raises:
         InputError: an option is unknown, or an activation is not finite.
     """
-    return score_model(Recipe.build(model=model, **options), Path(output), overwrite=overwrite)
+    if not isinstance(model, str):
+        return on_model.score(model, *of_loaded, **options)
+    recipe = Recipe.build(model=model, **options)
+    return score_model(recipe, Path(output) if output else None, overwrite=overwrite)
 
 
 def apply(

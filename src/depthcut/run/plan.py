@@ -18,7 +18,7 @@ from depthcut.process.journal import Journal, unite
 from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Loaded
+from depthcut.run.session import Session
 from depthcut.search.problem import SEARCHES, Budget, Problem
 from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
 
@@ -29,7 +29,7 @@ JOURNAL, HELD_OUT = JOURNALS = ("journal", "held_out")
 """What a search found on the calibration text, and what it lost on the part of it that has a ceiling."""
 
 
-def score_units(loaded: Loaded, folder: Path | None) -> tuple[ScoreTable, Cost]:
+def score_units(loaded: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
     """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
     stream, calibration, model = loaded.stream, loaded.calibration, loaded.source.provenance
     # Of one pass, whether it is made now or was made before.
@@ -48,8 +48,8 @@ def score_units(loaded: Loaded, folder: Path | None) -> tuple[ScoreTable, Cost]:
     return table, cost.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
 
 
-def find_plan(loaded: Loaded, problem: Problem, folder: Path | None, ranks: Ranks = ALONE) -> tuple[ScoreTable, Plan]:
-    """Scores and plan of a loaded loaded. Seconds aside, they are the same for any number of processes.
+def find_plan(loaded: Session, problem: Problem, folder: Path | None, ranks: Ranks = ALONE) -> tuple[ScoreTable, Plan]:
+    """Scores and plan of a session. Seconds aside, they are the same for any number of processes.
 
     Args:
         folder: where scores and journals are kept for a run that is killed; nowhere where left out.
@@ -103,7 +103,7 @@ def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path
     return table
 
 
-def _latency(loaded: Loaded, folder: Path | None) -> Latency:
+def _latency(loaded: Session, folder: Path | None) -> Latency:
     """What units cost in time; a resumed run goes on with what was measured at first, or its path would change."""
     file = folder / "latency.json" if folder else None
     if file is not None and file.is_file():
@@ -124,7 +124,7 @@ def search_batch_size(recipe: Recipe, num_sequences: int) -> int:
 
 
 def make_ablation(
-    loaded: Loaded, text: Samples, objective: str, journal: Path | None, ranks: Ranks = ALONE
+    loaded: Session, text: Samples, objective: str, journal: Path | None, ranks: Ranks = ALONE
 ) -> Ablation:
     """What the output of a loaded session's model loses without units.
 
@@ -172,7 +172,7 @@ def make_plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: Sco
     return plan.applying(problem.num_steps(path))
 
 
-def find_rivals(loaded: Loaded, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
+def find_rivals(loaded: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
     """What the methods to compare with remove, where the same share of parameters has to go."""
     # Next above, since a share that was rounded down would ask of them a unit more than the plan removes.
     left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)

@@ -13,7 +13,7 @@ from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repair import Damage, repair_and_judge
 from depthcut.repair.training.schedule import Schedule
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import Loaded
+from depthcut.run.session import Session
 from depthcut.types import InputError, Plan, Repair
 
 JUDGING_SHARE = 16
@@ -41,7 +41,7 @@ def check_division(recipe: Recipe, ranks: Ranks) -> None:
 
 
 def repair(
-    loaded: Loaded, plan: Plan, pruned: PreTrainedModel, folder: Path | None, ranks: Ranks = ALONE
+    loaded: Session, plan: Plan, pruned: PreTrainedModel, folder: Path | None, ranks: Ranks = ALONE
 ) -> tuple[PreTrainedModel, tuple[Repair, ...]]:
     """The model after the recipe's repairs, one after the other, and what each of them did.
 

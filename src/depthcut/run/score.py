@@ -12,11 +12,19 @@ from depthcut.run.write import require_other_folder
 from depthcut.types import ScoreTable
 
 
-def score_model(recipe: Recipe, output: Path, *, overwrite: bool = False) -> ScoreTable:
-    """Every static score of every unit, written as `scores.json` into a directory of its own."""
-    check_output(output, overwrite=overwrite, resume=False)
+def score_model(recipe: Recipe, output: Path | None, *, overwrite: bool = False) -> ScoreTable:
+    """Every static score of every unit.
+
+    Args:
+        output: directory for them, as `scores.json`; nothing is written where left out.
+    """
+    if output is not None:
+        check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)
-    require_other_folder(output, source)
+    if output is not None:
+        require_other_folder(output, source)
     prepared = prepare(recipe, source, ("calibration",))
+    if output is None:
+        return score_units(load(prepared), None)[0]
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
         return score_units(load(prepared), folder)[0]

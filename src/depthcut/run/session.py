@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ from depthcut.model.device import check_device, chosen_device
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream, probe
-from depthcut.model.units import ModelSizes, sizes_from_config
+from depthcut.model.units import ModelSizes, choose_units, sizes_from_config
 from depthcut.process.memory import Room, room_for_weights, share_out
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repair import check_repairs
@@ -86,7 +86,7 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
         sizes=sizes,
         unit=recipe.unit or preferred,
         budget=_budget(recipe, source, sizes),
-        protected=frozenset(_protected(recipe.protect, units)),
+        protected=frozenset(choose_units(recipe.protect, units, verb="protect")),
         seed=recipe.seed,
     )
     problem.check()
@@ -104,21 +104,6 @@ def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
             "a share, such as --budget parameters=0.8"
         )
     return budget.of_weights(sizes.parameters, source.written_dtype.itemsize)
-
-
-def _protected(names: Sequence[str], units: Sequence[Unit]) -> set[Unit]:
-    protected: set[Unit] = set()
-    for name in names:
-        try:
-            chosen = {unit for unit in units if str(unit.layer) == name} or {Unit.parse(name)} & set(units)
-        except ValueError as error:
-            raise InputError(
-                f"cannot protect {name!r}: write a block (0 to {units[-1].layer}) or a sublayer ({units[0]})"
-            ) from error
-        if not chosen:
-            raise InputError(f"cannot protect {name!r}: the model has {units[0]} to {units[-1]}")
-        protected |= chosen
-    return protected
 
 
 @dataclass(frozen=True)
@@ -139,6 +124,28 @@ class Prepared:
     questions: Questions
 
     @property
+    def evaluation(self) -> Samples:
+        """What models are compared on."""
+        return self.texts["evaluation"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model in memory, proven to be runnable from the middle, and texts: all that scores, searches and repairs need.
+
+    Attributes:
+        texts: token ids by use.
+        stream: the engine on the dense model.
+        room: what may be taken of memory.
+    """
+
+    recipe: Recipe
+    source: ModelSource
+    texts: Mapping[Use, Samples]
+    stream: DecoderStream
+    room: Room
+
+    @property
     def calibration(self) -> Samples:
         """What scores and searches see."""
         return self.texts["calibration"]
@@ -155,16 +162,12 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Loaded(Prepared):
-    """The same with the model in memory, proven to be runnable from the middle, and every text of `uses`.
+class Loaded(Session):
+    """The same with what asking and writing need; the texts are those of `uses`."""
 
-    Attributes:
-        stream: the engine on the dense model.
-        room: what may be taken of memory.
-    """
-
-    stream: DecoderStream
-    room: Room
+    tokenizer: PreTrainedTokenizerBase
+    uses: tuple[Use, ...]
+    questions: Questions
 
 
 def prepare(recipe: Recipe, source: ModelSource, uses: tuple[Use, ...] = USES) -> Prepared:
@@ -267,7 +270,7 @@ def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
     if known is not None:
         probe(stream, known.input_ids[:1, :PROBE_TOKENS])
     texts = ranks.from_first(lambda: {use: texts[use] for use in prepared.uses})
-    return Loaded(recipe, source, prepared.tokenizer, prepared.uses, texts, prepared.questions, stream, room)
+    return Loaded(recipe, source, texts, stream, room, prepared.tokenizer, prepared.uses, prepared.questions)
 
 
 def _known_text(texts: Mapping[Use, Samples]) -> Samples | None:

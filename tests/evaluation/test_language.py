@@ -63,11 +63,28 @@ def test_kl_is_that_of_a_direct_computation(family):
     assert found.unit == "nats per token"
 
 
+@torch.no_grad()
+def test_acceptances_are_those_of_a_direct_computation():
+    dense, pruned = pair("llama")
+    samples = tiny.samples(num_samples=3, length=40)
+    found = measure(dense, pruned, samples)
+    p, q = (model(input_ids=samples.input_ids).logits.softmax(dim=-1) for model in (dense, pruned))
+    drawn = torch.minimum(p, q).sum(dim=-1)
+    assert found["draft_acceptance", "pruned"].value == pytest.approx(float(drawn.mean()), abs=tiny.ROUNDING)
+    assert found["draft_acceptance", "pruned"].stderr == pytest.approx(
+        float(drawn.mean(dim=-1).std() / math.sqrt(3)), abs=tiny.ROUNDING
+    )
+    same = (p.argmax(dim=-1) == q.argmax(dim=-1)).double().mean()
+    assert found["draft_acceptance_greedy", "pruned"].value == float(same)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removing_nothing_costs_exactly_nothing(family):
     found = measure(*pair(family, removed=()), tiny.samples())
     assert found["kl_to_dense", "pruned"].value == 0
     assert found["loss", "pruned"].value == found["loss", "dense"].value
+    assert found["draft_acceptance_greedy", "pruned"].value == 1
+    assert found["draft_acceptance", "pruned"].value == pytest.approx(1, abs=tiny.ROUNDING)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
+from depthcut.evaluation.draft import with_drafts
 from depthcut.evaluation.ideal import Work, with_ideals, work_of
 from depthcut.evaluation.language import compare_language
 from depthcut.evaluation.speed import ROUNDS, compare_speed, kv_bytes_per_token, prompt_length
@@ -68,6 +69,7 @@ def compare(
             measured = compare_speed(models, evaluation.input_ids[:1], advance=advance)
         works = {name: _work(stream) for name, stream in timed.items()}
         measurements += with_ideals(measured, works, prompt_length(dense.model, evaluation.input_ids))
+        measurements = with_drafts(measurements)
     return stamped(measurements, dense.model)
 
 

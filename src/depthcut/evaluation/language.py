@@ -10,9 +10,13 @@ import torch
 from depthcut.ablation.comparator import following, predicting, walk
 from depthcut.ablation.objectives import KL, Loss
 from depthcut.calibration import Samples
+from depthcut.evaluation.draft import GREEDY, SAMPLING, accepted, agreed
 from depthcut.evaluation.paired import DIFFERENCE
 from depthcut.model.stream import Batch, DecoderStream, Run
 from depthcut.types import Measurement
+
+SUMS = 4
+"""What is summed up of a pruned model over the positions of a sequence: NLL, KL, acceptance sampled and greedy."""
 
 
 @torch.no_grad()
@@ -23,10 +27,11 @@ def compare_language(
     batch_size: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Corpus perplexity of every model; of the others KL to dense, and the difference of the loss to the dense one's.
+    """Corpus perplexity of every model; of the others KL to dense, acceptance as drafts, and the difference of loss.
 
     perplexity = exp(total negative log-likelihood / total predicted tokens), over every token but each sequence's
-    first. KL(P_dense || P_pruned) is in nats per token, over every position. Pads are left out. Standard errors are
+    first. KL(P_dense || P_pruned) in nats per token and acceptances (`draft.py`) are over every position. Pads are left
+    out. Standard errors are
     over sequences, that of the difference over the sequences' differences. Logits are computed in pieces, so the
     vocabulary times the length never stands in memory. Costs one forward pass and one vocabulary projection of each
     model, the dense one too; a piece of the logits of every model is in memory at a time.
@@ -52,7 +57,7 @@ def compare_language(
 
     num_predicted, num_present = torch.cat(predicted), torch.cat(present)
     dense_nll, *totals_of_others = torch.cat(sums, dim=1)
-    totals = dict(zip(others, zip(totals_of_others[::2], totals_of_others[1::2], strict=True), strict=True))
+    totals = {name: totals_of_others[place * SUMS : (place + 1) * SUMS] for place, name in enumerate(others)}
     data = f"{samples.description.source} ({samples.description.detail})"
     measurements = []
     for name, nll in [("dense", dense_nll), *((name, total[0]) for name, total in totals.items())]:
@@ -73,6 +78,9 @@ def compare_language(
     for name, total in totals.items():
         mean, error = _mean_per_token(total[1], num_present)
         measurements.append(_measurement("kl_to_dense", mean, error, "nats per token", name, data, len(dense_nll)))
+        for measure, accepted_sums in ((SAMPLING, total[2]), (GREEDY, total[3])):
+            mean, error = _mean_per_token(accepted_sums, num_present)
+            measurements.append(_measurement(measure, mean, error, "share of tokens", name, data, len(dense_nll)))
         mean, error = _mean_per_token(total[0] - dense_nll, num_predicted)
         measurements.append(
             _measurement("loss" + DIFFERENCE, mean, error, "nats per token", name, data, len(dense_nll))
@@ -96,7 +104,7 @@ def _run_all(stream: DecoderStream, given: Sequence[tuple[torch.Tensor, torch.Te
 
 
 def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> torch.Tensor:
-    """Of each sequence the dense NLL, then every other model's NLL and KL: (2 * models - 1, sequences), float64.
+    """Of each sequence the dense NLL, then every other model's `SUMS`: (1 + SUMS * others, sequences), float64.
 
     Args:
         streams: the models, the dense one first.
@@ -104,7 +112,7 @@ def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> to
     """
     batch = runs[0][0]
     predicts, tokens, targets = predicting(batch.token_mask), batch.token_mask, following(batch.input_ids)
-    sums = torch.zeros(2 * len(streams) - 1, len(targets), dtype=torch.float64)
+    sums = torch.zeros(1 + SUMS * (len(streams) - 1), len(targets), dtype=torch.float64)
     for of_models in zip(*(walk(stream, *run) for stream, run in zip(streams, runs, strict=True)), strict=True):
         at = of_models[0][0]
         sums[:, at[0]] += _sums([logits for _, logits in of_models], targets[at], predicts[at], tokens[at])
@@ -123,6 +131,8 @@ def _sums(
         log_q = other.log_softmax(dim=-1)
         values.append(loss.of_log_probabilities(log_q, targets)[predicts])
         values.append(kl.of_log_probabilities(reference, log_q)[present])
+        values.append(accepted(log_p, log_q)[present])
+        values.append(agreed(log_p, log_q)[present])
     return torch.stack([value.double().sum().cpu() for value in values])
 
 

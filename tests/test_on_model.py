@@ -10,7 +10,13 @@ from depthcut.model.units import choose_units
 from depthcut.run import on_model
 from depthcut.types import InputError, Unit
 
-OPTIONS = tiny.SHORT_RUN | {"repair_samples": 4, "method": "greedy,swap=false", "unit": "block"}
+LENGTH, REPAIR_SAMPLES = 32, 64
+OPTIONS = tiny.SHORT_RUN | {
+    "calibration_length": LENGTH,
+    "repair_samples": REPAIR_SAMPLES,
+    "method": "greedy,swap=false",
+    "unit": "block",
+}
 UNITS = tuple(Unit(layer, kind) for layer in range(6) for kind in ("attn", "ffn"))
 
 
@@ -32,17 +38,23 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def ids(folder):
-    """Token ids of the run's calibration and repair texts."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return on_model.tokens(tokenizer, samples=4, length=16)
+    """Token ids of the run's calibration text."""
+    return on_model.tokens(AutoTokenizer.from_pretrained(folder), samples=4, length=LENGTH)
 
 
-def test_stage_by_stage_is_the_run(command, model, ids):
+@pytest.fixture(scope="module")
+def repair_ids(folder):
+    """Those of its repair text."""
+    return on_model.tokens(AutoTokenizer.from_pretrained(folder), samples=REPAIR_SAMPLES, length=LENGTH)
+
+
+def test_stage_by_stage_is_the_run(command, model, ids, repair_ids):
     plan = on_model.search(model, ids, budget=2, method="greedy,swap=false", unit="block")
     assert plan.steps == command.plan.steps
     assert plan.calibration.digest == command.plan.calibration.digest
     pruned = on_model.remove(model, plan.removed)
-    repaired, records = on_model.repair(model, pruned, ids)
+    repaired, records = on_model.repair(model, pruned, repair_ids)
+    assert [record.kept for record in records] == [True]
     assert [record.after for record in records] == [record.after for record in command.repairs]
     for (name, own), (other, of_run) in zip(repaired.named_parameters(), command.model.named_parameters(), strict=True):
         assert name == other

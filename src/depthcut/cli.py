@@ -18,6 +18,7 @@ from depthcut.commands.merge import merge
 from depthcut.commands.prune import prune, run
 from depthcut.commands.report import report
 from depthcut.commands.score import score
+from depthcut.commands.stages import remove, repair, search
 from depthcut.commands.study import app as study_app
 from depthcut.commands.terminal import is_rank, require_alone
 from depthcut.export import VerificationError
@@ -34,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prune, run, score, apply, export, report, validate, schema, merge):
+for command in (prune, run, score, search, remove, apply, repair, export, report, validate, schema, merge):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("ls")(list_names)
@@ -56,7 +57,7 @@ def _before_any_command(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand not in ("prune", "run"):
+    if context.invoked_subcommand not in ("prune", "run", "search"):
         require_alone(f"depthcut {context.invoked_subcommand}")
 
 

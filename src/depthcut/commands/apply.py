@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -60,11 +61,13 @@ def apply(
         _apply_to_gguf(context, to, model, plan_file, output_dir, steps, overwrite)
         return
     from depthcut.run.apply import apply_plan
+    from depthcut.run.by_hand import read_plan
 
     require_token(push_to_hub)
     recipe = recipe_of(context)
-    plan = Plan.from_file(plan_file)
-    result = apply_plan(recipe, plan, output_dir, num_steps=steps, overwrite=overwrite, command=command_line())
+    result = apply_plan(
+        recipe, partial(read_plan, plan_file), output_dir, num_steps=steps, overwrite=overwrite, command=command_line()
+    )
     print_result(result, output_dir)
     upload(output_dir, push_to_hub)
 

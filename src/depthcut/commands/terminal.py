@@ -63,6 +63,11 @@ def removal_names(plan: Plan) -> list[str]:
     return names
 
 
+def print_plan(plan: Plan) -> None:
+    """What a plan removes."""
+    print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(removal_names(plan)) or 'nothing'}\n")
+
+
 def print_outlook(found: Outlook | None) -> None:
     """About how long a run will take; nothing where it is short."""
     if found is not None:
@@ -172,8 +177,7 @@ def print_result(result: Result, output: Path) -> None:
     """What a run found and made, and where it lies."""
     from depthcut.model.paging import pager_of
 
-    plan: Plan = result.plan
-    print(f"\nremoved ({plan.unit}, {plan.method}): {' '.join(removal_names(plan)) or 'nothing'}\n")
+    print_plan(result.plan)
     print_measurements(result.measurements)
     for repair in result.repairs:
         outcome = "" if repair.kept else "; it did not help and was undone"
@@ -220,4 +224,4 @@ def is_rank() -> bool:
 def require_alone(what: str) -> None:
     """Raises InputError where several ranks would each do what is not divided among them."""
     if is_rank():
-        raise InputError(f"{what} is not divided among ranks; run it without torchrun (prune is)")
+        raise InputError(f"{what} is not divided among ranks; run it without torchrun (prune and search are)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from transformers import PreTrainedModel
 
 from depthcut.run import on_model
 from depthcut.run.apply import apply_plan
+from depthcut.run.by_hand import read_plan
 from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
 from depthcut.run.score import score_model
-from depthcut.types import Plan, ScoreTable
+from depthcut.types import ScoreTable
 
 
 def prune(
@@ -83,7 +85,7 @@ def apply(
 
     Args:
         model: the model that the plan was made for, under any name.
-        plan: file that holds it.
+        plan: file that holds it; one written by hand needs nothing but `steps`.
         output: directory to write.
         steps: how many steps of the path to apply; as marked in the plan where left out.
         overwrite: replace an earlier result there.
@@ -99,7 +101,7 @@ def apply(
     recipe = Recipe.build(model=model, **({"repair": "none"} | options))
     return apply_plan(
         recipe,
-        Plan.from_file(plan),
+        partial(read_plan, Path(plan)),
         Path(output),
         num_steps=steps,
         overwrite=overwrite,

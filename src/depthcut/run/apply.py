@@ -1,34 +1,37 @@
-"""A plan that was found before, applied to the model it was made for: the work of `depthcut apply`."""
+"""A plan that was found before or written by hand, applied to its model; and repairs of what is written already."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from depthcut.model.load import ModelSource, resolve
 from depthcut.model.units import sizes_from_config
 from depthcut.process.workspace import check_output, workspace
-from depthcut.run.prune import carry_out
+from depthcut.run.prune import Cut, carry_out
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
 from depthcut.run.session import find_model, load, prepare
 from depthcut.run.write import require_other_folder
 from depthcut.surgery import check_removal
-from depthcut.types import Plan
+from depthcut.types import InputError, Plan, read_repairs
 
 
 def apply_plan(
     recipe: Recipe,
-    plan: Plan,
+    find_plan: Callable[[ModelSource], Plan],
     output: Path,
     *,
     num_steps: int | None = None,
     overwrite: bool = False,
     command: str = "",
 ) -> Result:
-    """Applies a plan that was found before, or its first steps, to the model it was made for.
+    """Applies a plan, or its first steps, to the model it was made for.
 
     Args:
-        recipe: names the model, the evaluation text and the precision.
+        recipe: names the model, the evaluation text, the repairs and the precision.
+        find_plan: the plan for that model.
         num_steps: steps to apply; as marked in the plan where left out.
 
     Raises:
@@ -36,9 +39,51 @@ def apply_plan(
     """
     check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)
-    plan.require_made_for(source.provenance)
+    plan = find_plan(source)
     if num_steps is not None:
         plan = plan.applying(num_steps)
+    return _carry_out(recipe, source, plan, output, overwrite, command)
+
+
+def repair_written(
+    recipe: Recipe, directory: Path, output: Path, *, overwrite: bool = False, command: str = ""
+) -> Result:
+    """Repairs a model that was written before, from where its own repairs left it.
+
+    Args:
+        recipe: names the dense model, the repairs, the texts and the precision.
+        directory: what `prune`, `apply` or `remove` wrote.
+
+    Raises:
+        InputError: there is nothing to repair with, or the directory was made from another model.
+    """
+    if not recipe.repairs:
+        raise InputError("there is nothing to do: name a repair, such as --repair refit")
+    if output.resolve() == directory.resolve():
+        raise InputError(f"the output {output} is the model that is repaired; choose another directory")
+    check_output(output, overwrite=overwrite, resume=False)
+    source = find_model(recipe)
+    plan = Plan.from_file(directory / "plan.json")
+    plan.require_made_for(source.provenance)
+    written = resolve(str(directory), dtype=source.provenance.dtype)
+    file = directory / "repair.json"
+    earlier = read_repairs(file) if file.is_file() else ()
+
+    def cut() -> Cut:
+        return Cut(written.load_model(recipe.device), tuple(earlier))
+
+    return _carry_out(recipe, source, plan, output, overwrite, command, cut)
+
+
+def _carry_out(
+    recipe: Recipe,
+    source: ModelSource,
+    plan: Plan,
+    output: Path,
+    overwrite: bool,
+    command: str,
+    cut: Callable[[], Cut] | None = None,
+) -> Result:
     check_removal(source.config, source.architecture, plan.removed)
     units = source.architecture.units(source.provenance.num_blocks)
     if not all(str(unit) in plan.unit_sizes for unit in units):
@@ -47,5 +92,6 @@ def apply_plan(
     require_other_folder(output, source)
     prepared = prepare(recipe, source, ("repair", "evaluation"))
     with workspace(output, overwrite=overwrite, resume=False, resumable=False) as folder:
-        result = carry_out(load(prepared), plan, None, folder, command, {})
+        loaded = load(prepared)
+        result = carry_out(loaded, plan, None, folder, command, {}, cut=None if cut is None else cut())
     return replace(result, output=output)

@@ -19,12 +19,13 @@ from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import UnitNames, choose_units
 from depthcut.process.memory import share_out
 from depthcut.repair import check_repairs
+from depthcut.run.by_hand import plan_of_units
 from depthcut.run.plan import find_plan, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair as repair_stage
 from depthcut.run.session import PROBE_TOKENS, Session, Use, pose_problem
 from depthcut.surgery import apply
-from depthcut.types import InputError, Measurement, Plan, Repair, ScoreTable, Step, Unit
+from depthcut.types import InputError, Measurement, Plan, Repair, ScoreTable, Unit
 
 
 def remove(model: PreTrainedModel, units: UnitNames, *, one_based: bool = False) -> PreTrainedModel:
@@ -130,16 +131,8 @@ def repair(
     check_repairs(session.recipe.repairs, architecture, config)
     if len(ids) < 2:
         raise InputError("a repair is judged on text that it was not fitted to; give at least 2 sequences")
-    units = session.stream.units
-    chosen = _missing(session.stream, pruned) if removed is None else choose_units(removed, units)
-    plan = Plan(
-        model=session.source.provenance,
-        calibration=None,
-        method="by hand",
-        unit="sublayer",
-        budget=f"remove {len(chosen)}",
-        steps=(Step(remove=chosen, applied=True),),
-    )
+    names = _missing(session.stream, pruned) if removed is None else removed
+    plan = plan_of_units(session.source, names)
     return repair_stage(session, plan, pruned, None)
 
 

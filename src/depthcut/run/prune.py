@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from depthcut.export import EXPORTS
 from depthcut.model.load import ModelSource
@@ -27,7 +29,7 @@ from depthcut.run.write import (
 )
 from depthcut.search.problem import Problem
 from depthcut.surgery import apply
-from depthcut.types import Plan, ScoreTable, Unit
+from depthcut.types import Plan, Repair, ScoreTable, Unit
 
 
 def prune_model(
@@ -87,6 +89,14 @@ def prune_model(
     return replace(result, output=output if ranks.is_first else None)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A model without what a plan removes, and what was done to it since."""
+
+    model: PreTrainedModel
+    repairs: tuple[Repair, ...] = ()
+
+
 def carry_out(
     loaded: Loaded,
     plan: Plan,
@@ -95,6 +105,7 @@ def carry_out(
     command: str,
     rivals: Mapping[str, tuple[Unit, ...]],
     ranks: Ranks = ALONE,
+    cut: Cut | None = None,
 ) -> Result:
     """The stages after the search: removal, repair, measuring, writing, tasks, further forms, pages.
 
@@ -103,14 +114,16 @@ def carry_out(
         command: what to show as the command that reproduces the result.
         rivals: removed units by name, measured beside the pruned model.
         ranks: the processes that train together; all else is done by the first.
+        cut: the model without what the plan removes, where it is there already.
     """
     dense, architecture = loaded.stream.model, loaded.source.architecture
-    cut = apply(dense, architecture, plan.removed)
-    pruned, repairs = repair(loaded, plan, cut, folder, ranks)
-    result = Result(plan, scores, (), repairs, pruned, loaded.tokenizer)
+    cut = cut or Cut(apply(dense, architecture, plan.removed))
+    pruned, repairs = repair(loaded, plan, cut.model, folder, ranks)
+    result = Result(plan, scores, (), (*cut.repairs, *repairs), pruned, loaded.tokenizer)
     if not ranks.is_first:
         return result
-    beside = {"not repaired": cut} if any(record.kept for record in repairs) else {}
+    before = "repaired before" if any(record.kept for record in cut.repairs) else "not repaired"
+    beside = {before: cut.model} if any(record.kept for record in repairs) else {}
     beside |= {method: apply(dense, architecture, removed) for method, removed in rivals.items()}
     measured = measure(loaded, plan, pruned, beside)
     if folder is not None:

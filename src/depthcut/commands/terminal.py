@@ -208,7 +208,7 @@ def print_scores(table: ScoreTable) -> None:
 def print_study(found: Study, output: Path) -> None:
     """What was found in sentences, and where the rest is."""
     print("\n".join(found.findings))
-    print(f"\ntables, figures and data written to {output}; study.md shows them")
+    print(f"\ntables and data written to {output}; study.html shows them with the figures")
 
 
 def command_line() -> str:

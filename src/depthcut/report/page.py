@@ -1,10 +1,10 @@
 """The pages for people: one self-contained HTML file that needs no network and opens from disk.
 
-`report.html` shows one run, and another page several runs side by side. Numbers are written into a page twice: as
-tables, by the template, so that they can be read without a script; and as JSON, for the figures that the scripts in
-`figures/` draw. Whatever text a model, a prompt or a command brings cannot run: the template escapes it, the JSON holds
-no `<`, the scripts set text only, and the page's content security policy allows exactly the scripts hashed here and no
-connection.
+`report.html` shows one run, another page several runs side by side, `study.html` a study. Numbers are written into a
+page twice: as tables, by the template, so that they can be read without a script; and as JSON, for the figures that the
+scripts in `figures/` draw. Whatever text a model, a prompt or a command brings cannot run: the template escapes it, the
+JSON holds no `<`, the scripts set text only, and the page's content security policy allows exactly the scripts hashed
+here and no connection.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from depthcut.types import Measurement, Plan, Record, Repair, ScoreTable
 
 FIGURES = ("words", "charts", "curves", "tasks")
 """Scripts of every page, in order; those of one page follow."""
-RUN_FIGURES = (*FIGURES, "model", "map", "scores", "steps", "path", "angular", "training", "page")
+RUN_FIGURES = (*FIGURES, "windows", "model", "map", "scores", "steps", "path", "angular", "training", "page")
 RUNS_FIGURES = (*FIGURES, "runs")
 
 
@@ -81,7 +81,7 @@ def write_report(path: Path, run: Run) -> None:
         collapse=collapse,
         apply_command=run.apply_command,
     )
-    _write(
+    write_page(
         path,
         "page.html.j2",
         data,
@@ -121,7 +121,7 @@ def write_comparison(path: Path, runs: Sequence[Run]) -> None:
     of_the_models = [measurement for measurement in measurements if not is_task(measurement)]
     rows, tasks = before_after(of_the_models), task_table(measurements)
     data = RunsData(runs=tuple(curves), tasks=tuple(task_results(measurements)))
-    _write(
+    write_page(
         path,
         "runs.html.j2",
         data,
@@ -163,7 +163,15 @@ def unbroken(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}±", " ±")
 
 
-def _write(path: Path, template: str, data: Record, names: Sequence[str], /, **values: object) -> None:
+def write_page(path: Path, template: str, data: Record, names: Sequence[str], /, **values: object) -> None:
+    """Writes a page.
+
+    Args:
+        template: of this folder.
+        data: what the page's scripts draw.
+        names: the scripts of `figures/` that the page needs, in order.
+        values: what the template names.
+    """
     scripts = [
         _with_license("vendor/d3.min.js", "vendor/LICENSE.d3.txt"),
         _with_license("vendor/plot.umd.min.js", "vendor/LICENSE.plot.txt"),

@@ -16,10 +16,10 @@ from depthcut.process.progress import progress
 from depthcut.process.workspace import check_output
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
-from depthcut.studies.charts import Curve, curve_chart
+from depthcut.studies.figures import Curve, CurveFigure
 from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
 from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare_repairs, texts_of
-from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
+from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan, Unit
 
 
@@ -205,9 +205,9 @@ class _Found:
         names = (str(unit.layer) if unit.layer in whole else str(unit) for unit in removed)
         return list(dict.fromkeys(names))
 
-    def figures(self, model: str) -> list[Figure]:
-        figures = []
+    def figures(self, model: str) -> dict[str, CurveFigure]:
         names = list(self.plans)
+        figures = {}
         for measure in self.quality.measures:
             dense = self.quality.value(measure.name, None)
             curves = []
@@ -221,7 +221,11 @@ class _Found:
                         is_dashed=repair != NOT_REPAIRED,
                     )
                 )
-            title = f"{measure.short} of {model} by method at equal parameters"
-            svg = curve_chart(title, "parameters removed, %", measure.label, curves, is_log=measure.is_log)
-            figures.append(Figure(measure.file_name, title, svg))
+            figures[measure.file_name] = CurveFigure(
+                title=f"{measure.short} of {model} by method at equal parameters",
+                x_label="parameters removed, %",
+                y_label=measure.label,
+                is_log=measure.is_log,
+                curves=tuple(curves),
+            )
         return figures

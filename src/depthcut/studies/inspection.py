@@ -16,18 +16,15 @@ from depthcut.process.workspace import check_output
 from depthcut.run.plan import score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
-from depthcut.studies.charts import Point, unit_chart, window_chart
+from depthcut.studies.figures import Figure, Point, PointFigure, WindowFigure, two_measures
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
 from depthcut.studies.paths import path_of, pose_method
 from depthcut.studies.quality import texts_of
 from depthcut.studies.ranks import ranks, spearman
-from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
+from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan, ScoreTable, Unit, UnitChoice
 
 OBJECTIVE = "loss"
-NAMED_POINTS = 8
-"""Units whose names stand in a figure: those that the two measures rank the most differently."""
-
 DEPTHS = ("first third", "middle third", "last third")
 
 
@@ -212,27 +209,33 @@ class _Found:
         title = "Removed sublayers that follow each other: of one kind in neighbouring blocks, and of any"
         return Table(name="runs", title=title, columns=("Kind", "Run", "Sublayers"), rows=rows)
 
-    def figures(self, model: str) -> list[Figure]:
-        figures = []
-        for unit, found in self.importances.items():
-            static = self._static(unit)
-            apart = abs(ranks(static) - ranks(found.values))
-            named = set(sorted(range(len(apart)), key=lambda place: -apart[place])[:NAMED_POINTS])
-            points = [
-                Point(name, x, y, removal[0].kind if unit == "sublayer" else "", place in named)
-                for place, (name, x, y, removal) in enumerate(
-                    zip(found.names, static, found.values, found.removals, strict=True)
-                )
-            ]
-            title = f"{_metric(unit)} of every {unit} of {model} against the loss without it"
-            svg = unit_chart(title, _metric(unit), "loss risen by, nats per token", points)
-            figures.append(Figure(f"{unit}s", title, svg))
-        title = f"Angular distance across every window of blocks of {model}"
-        figures.append(Figure("windows", title, window_chart(title, "distance", self.scores.angular)))
-        title = f"What {self.plan.method} removes from {model}, and when"
-        points = [Point(str(unit), order, unit.layer, unit.kind) for unit, order in self.orders.items()]
-        svg = unit_chart(title, "step", "block", points, may_be_log=False)
-        figures.append(Figure("path", title, svg))
+    def figures(self, model: str) -> dict[str, Figure]:
+        figures: dict[str, Figure] = {
+            f"{unit}s": two_measures(
+                f"{_metric(unit)} of every {unit} of {model} against the loss without it",
+                _metric(unit),
+                "loss risen by, nats per token",
+                found.names,
+                self._static(unit),
+                found.values,
+                [removal[0].kind if unit == "sublayer" else "" for removal in found.removals],
+            )
+            for unit, found in self.importances.items()
+        }
+        figures["windows"] = WindowFigure(
+            title=f"Angular distance across every window of blocks of {model}",
+            measure="distance",
+            rows=self.scores.angular,
+        )
+        figures["path"] = PointFigure(
+            title=f"What {self.plan.method} removes from {model}, and when",
+            x_label="step",
+            y_label="block",
+            points=tuple(
+                Point(name=str(unit), x=order, y=unit.layer, group=unit.kind) for unit, order in self.orders.items()
+            ),
+            may_be_log=False,
+        )
         return figures
 
 

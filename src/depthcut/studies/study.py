@@ -1,4 +1,4 @@
-"""What a study leaves: `study.json` with everything, `study.md` to read, one CSV a table and one SVG a figure."""
+"""What a study leaves: `study.json` with everything, `study.md` to read, one CSV a table, and a page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from depthcut.evaluation.compare import software
 from depthcut.process.workspace import STUDY, workspace
+from depthcut.report.page import FIGURES, write_page
+from depthcut.studies.figures import Figure
 from depthcut.types import SCHEMA_VERSION, InputError, Provenance, Record, TextDescription
 
 SETTINGS = "settings.json"
@@ -42,11 +43,19 @@ class Table(Record):
         writer.writerows(self.rows)
         return text.getvalue()
 
+    @property
+    def is_numeric(self) -> list[bool]:
+        """By column, whether it holds numbers."""
+        return [any(isinstance(row[place], int | float) for row in self.rows) for place in range(len(self.columns))]
+
+    def texts(self) -> list[tuple[str, ...]]:
+        """The rows with four significant digits."""
+        return [tuple(_text(cell) for cell in row) for row in self.rows]
+
     def to_markdown(self) -> str:
         """Four significant digits; numbers stand at the right."""
-        numeric = [any(isinstance(row[place], int | float) for row in self.rows) for place in range(len(self.columns))]
-        lines = [self.columns, tuple("---:" if is_number else "---" for is_number in numeric)]
-        lines += [tuple(_text(cell) for cell in row) for row in self.rows]
+        lines = [self.columns, tuple("---:" if is_number else "---" for is_number in self.is_numeric)]
+        lines += self.texts()
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
@@ -56,18 +65,10 @@ def _text(cell: Cell) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A picture of a study.
+class StudyData(Record):
+    """What the figures of `study.html` draw, by name."""
 
-    Attributes:
-        name: of its SVG file.
-        title: what it shows, in words.
-    """
-
-    name: str
-    title: str
-    svg: str
+    figures: dict[str, Figure]
 
 
 class Study(Record):
@@ -90,21 +91,27 @@ class Study(Record):
     findings: tuple[str, ...]
     tables: tuple[Table, ...]
 
-    def to_markdown(self, figures: Sequence[Figure]) -> str:
-        """The study for people."""
-        model = f"{self.model.name}, {self.model.num_blocks} blocks, {self.model.dtype}"
-        texts = (
-            f"- {use}: {text.source} ({text.detail}), {text.num_samples} × {text.length} tokens"
+    @property
+    def title(self) -> str:
+        return f"{self.study.capitalize()}: {self.model.name}, {self.model.num_blocks} blocks, {self.model.dtype}"
+
+    def made_with(self) -> dict[str, str]:
+        """The texts by use, and the software."""
+        texts = {
+            use: f"{text.source} ({text.detail}), {text.num_samples} × {text.length} tokens"
             for use, text in self.texts.items()
-        )
+        }
+        return texts | {"software": ", ".join(f"{name} {version}" for name, version in self.software.items())}
+
+    def to_markdown(self) -> str:
+        """The study for people who read text: all but the figures."""
         parts = [
-            f"# {self.study.capitalize()}: {model}",
+            f"# {self.title}",
             f"    {self.command}",
             "\n".join(f"- {finding}" for finding in self.findings),
-            *(f"![{figure.title}]({figure.name}.svg)" for figure in figures),
             *(f"## {table.title}\n\n{table.to_markdown()}" for table in self.tables if table.listed),
             "## Made with",
-            "\n".join([*texts, f"- {', '.join(f'{name} {version}' for name, version in self.software.items())}"]),
+            "\n".join(f"- {term}: {text}" for term, text in self.made_with().items()),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -138,7 +145,7 @@ def write_study(
     texts: Mapping[str, TextDescription],
     findings: Sequence[str],
     tables: Sequence[Table],
-    figures: Sequence[Figure],
+    figures: Mapping[str, Figure],
 ) -> Study:
     """Writes all files of a study."""
     for table in tables:
@@ -155,8 +162,14 @@ def write_study(
     )
     for table in tables:
         (folder / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")
-    for figure in figures:
-        (folder / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
-    (folder / "study.md").write_text(found.to_markdown(figures), encoding="utf-8")
+    (folder / "study.md").write_text(found.to_markdown(), encoding="utf-8")
+    write_page(
+        folder / "study.html",
+        "study.html.j2",
+        StudyData(figures=dict(figures)),
+        (*FIGURES, "windows", "study"),
+        study=found,
+        figures=figures,
+    )
     found.write(folder / STUDY)
     return found

@@ -14,10 +14,10 @@ from depthcut.process.progress import progress
 from depthcut.process.workspace import check_output
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
-from depthcut.studies.charts import Curve, curve_chart
+from depthcut.studies.figures import Curve, CurveFigure
 from depthcut.studies.paths import Method, check_methods, path_of, pose_method
 from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare_repairs, texts_of
-from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
+from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan
 
 
@@ -145,11 +145,11 @@ class _Found:
         columns = ("Method", "Repair", "Units removed", "Parameters removed, %", *heads)
         return Table(name="sweep", title="Every point", columns=columns, rows=tuple(rows))
 
-    def figures(self, model: str) -> list[Figure]:
-        figures = []
+    def figures(self, model: str) -> dict[str, CurveFigure]:
         names = list(self.points)
+        figures = {}
         for measure in self.quality.measures:
-            curves = [
+            curves = tuple(
                 Curve(
                     name=label(name, repair),
                     points=tuple(self.values(measure, name, repair)),
@@ -158,8 +158,12 @@ class _Found:
                     is_dashed=repair != NOT_REPAIRED,
                 )
                 for name, repair in self.lines
-            ]
-            title = f"{measure.short} of {model} after each removal; a ring is the last before a collapse"
-            svg = curve_chart(title, "blocks removed", measure.label, curves, is_log=measure.is_log)
-            figures.append(Figure(measure.file_name, title, svg))
+            )
+            figures[measure.file_name] = CurveFigure(
+                title=f"{measure.short} of {model} after each removal; a ring is the last before a collapse",
+                x_label="blocks removed",
+                y_label=measure.label,
+                is_log=measure.is_log,
+                curves=curves,
+            )
         return figures

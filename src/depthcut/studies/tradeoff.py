@@ -23,15 +23,13 @@ from depthcut.run.plan import make_ablation
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Loaded, find_model, load, prepare
 from depthcut.search.problem import Budget
-from depthcut.studies.charts import Point, unit_chart
+from depthcut.studies.figures import PointFigure, two_measures
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
 from depthcut.studies.ranks import ranks, spearman
-from depthcut.studies.study import Cell, Figure, Study, Table, study_folder, write_study
+from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Removal, Unit
 
 OBJECTIVE = "task"
-NAMED_POINTS = 8
-"""Units whose names stand in the figure: those that the two tasks rank the most differently."""
 
 
 def tradeoff(
@@ -235,21 +233,19 @@ class _Found:
             name="importance", title="Importance by task; rank 1 goes first", columns=tuple(columns), rows=rows
         )
 
-    def figures(self, model: str) -> list[Figure]:
-        figures = []
+    def figures(self, model: str) -> dict[str, PointFigure]:
+        figures = {}
         for first, second in self.pairs:
             one, other = self.importances[first], self.importances[second]
-            apart = abs(ranks(one.values) - ranks(other.values))
-            named = set(sorted(range(len(apart)), key=lambda place: -apart[place])[:NAMED_POINTS])
-            points = [
-                Point(name, x, y, _kind(removal), place in named)
-                for place, (name, x, y, removal) in enumerate(
-                    zip(one.names, one.values, other.values, one.removals, strict=True)
-                )
-            ]
-            title = f"What {first} and {second} lose without each unit of {model}"
-            x_label, y_label = (f"{name}: margin lost, nats per token" for name in (first, second))
-            figures.append(Figure(f"{first}-{second}", title, unit_chart(title, x_label, y_label, points)))
+            figures[f"{first}-{second}"] = two_measures(
+                f"What {first} and {second} lose without each unit of {model}",
+                f"{first}: margin lost, nats per token",
+                f"{second}: margin lost, nats per token",
+                one.names,
+                one.values,
+                other.values,
+                [_kind(removal) for removal in one.removals],
+            )
         return figures
 
 

@@ -3,107 +3,18 @@
 function drawAngular(width) {
   const figure = find("angular");
   if (!figure) return;
-  const rows = data.scores.angular;
-  const cells = rows.flatMap((row, start) => row.map((distance, i) => ({ start, size: i + 1, distance })));
-  const least = d3.groups(cells, (cell) => cell.size).map(([, sameSize]) => d3.least(sameSize, (c) => c.distance));
-  const cellAt = (start, size) =>
-    size >= 1 && start >= 0 && rows[start]?.[size - 1] != null
-      ? { start, size, distance: rows[start][size - 1] }
-      : undefined;
   const runs = [];
   for (const block of d3.range(numBlocks).filter(isGone)) {
     const last = runs.at(-1);
     if (last && last.start + last.size === block) last.size += 1;
     else runs.push({ start: block, size: 1 });
   }
-  const numRows = d3.max(cells, (cell) => cell.size);
-  const scale = colourScale(cells.map((cell) => cell.distance));
-  const middle = (cell) => cell.start + cell.size / 2;
-  const bounds = {
-    x1: (cell) => middle(cell) - 0.5,
-    x2: (cell) => middle(cell) + 0.5,
-    y1: (cell) => cell.size - 0.5,
-    y2: (cell) => cell.size + 0.5,
-  };
-  const sides = runs.flatMap((run) => [
-    { x1: run.start, x2: middle(run) - 0.5, size: run.size },
-    { x1: run.start + run.size, x2: middle(run) + 0.5, size: run.size },
-  ]);
-  const height = Math.round(Math.min(460, 0.5 * width + 60));
-  const rowStep = numRows > 60 ? 20 : numRows > 12 ? 5 : 1;
-  const svg = Plot.plot({
-    width,
-    height,
-    marginLeft: 46,
-    marginRight: 6,
-    marginTop: 26,
-    marginBottom: 44,
-    style: plotStyle,
-    x: { domain: [0, numBlocks], axis: null },
-    y: { domain: [0.5, numRows + 0.5] },
-    color: { type: "identity" },
-    marks: [
-      Plot.axisY(d3.range(rowStep, numRows + 1, rowStep), { tickSize: 0, label: "n blocks", tickFormat: String }),
-      Plot.rect(cells, { ...bounds, fill: (cell) => scale.colour(cell.distance), inset: numBlocks > 48 ? 0 : 0.5 }),
-      Plot.dot(least, {
-        x: middle,
-        y: "size",
-        r: Math.max(0.9, Math.min(2, (0.2 * height) / numRows)),
-        fill: "var(--ink)",
-        stroke: "var(--paper)",
-        paintOrder: "stroke",
-      }),
-      Plot.link(sides, {
-        x1: "x1",
-        x2: "x2",
-        y1: 0.5,
-        y2: (side) => side.size - 0.5,
-        stroke: "var(--accent)",
-        strokeWidth: 1.5,
-      }),
-      Plot.rect(runs, { ...bounds, fill: "none", stroke: "var(--accent)", strokeWidth: 2 }),
-      Plot.ruleY(runs, {
-        x1: "start",
-        x2: (run) => run.start + run.size,
-        y: 0.5,
-        stroke: "var(--accent)",
-        strokeWidth: 4,
-        insetLeft: 1,
-        insetRight: 1,
-        dy: 4,
-      }),
-      Plot.text(blockTicks(width, numBlocks), { x: (block) => block + 0.5, frameAnchor: "bottom", dy: 18, text: String }),
-      Plot.text(["block →"], { frameAnchor: "bottom-right", dy: 36, text: String }),
-    ],
-  });
-  figure.replaceChildren(svg);
-
-  const words = (cell) => {
-    const best = least[cell.size - 1];
-    const bestText = `${blocksText(best.start, best.size)}, ${numberText(best.distance)}`;
-    return [
-      `${blocksText(cell.start, cell.size)}: distance ${numberText(cell.distance)}`,
-      `n = ${cell.size}`,
-      best.start === cell.start ? "the least of its row" : `least of its row: ${bestText}`,
-    ].join(" · ");
-  };
-  const widest = d3.greatest(runs, (run) => run.size);
-  const [x, y] = [svg.scale("x"), svg.scale("y")];
-  explore(svg, "Angular distance across every window of blocks", find("angular-readout"), {
-    first: cellAt(least[0].start, 1),
-    locate: (px, py) => {
-      const size = Math.round(y.invert(py));
-      return cellAt(Math.floor(x.invert(px) - size / 2 + 0.5), size);
-    },
-    move: (cell, dx, dy) => cellAt(cell.start + dx, cell.size + dy),
-    outline: (cell) => ({
-      x: x.apply(middle(cell) - 0.5),
-      y: y.apply(cell.size + 0.5),
-      width: x.apply(1) - x.apply(0),
-      height: y.apply(1) - y.apply(2),
-    }),
-    words,
-    idle: words((widest && cellAt(widest.start, widest.size)) ?? least[0]),
+  const scale = drawWindows(figure, width, find("angular-readout"), {
+    rows: data.scores.angular,
+    runs,
+    label: "Angular distance across every window of blocks",
+    measure: "distance",
+    idle: d3.greatest(runs, (run) => run.size),
   });
   find("angular-low").textContent = numberText(scale.low);
   find("angular-high").textContent = numberText(scale.high) + (scale.isLog ? " (log scale)" : "");

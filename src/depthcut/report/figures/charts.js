@@ -38,7 +38,8 @@ function valueAxis(values, isLog, label) {
   if (!isLog) return { ...common, zero: true, nice: true, ticks: 5 };
   const domain = [0.8 * d3.min(values), 1.25 * d3.max(values)];
   const decades = d3.range(Math.floor(Math.log10(domain[0])), Math.ceil(Math.log10(domain[1])) + 1);
-  const steps = Math.log10(domain[1] / domain[0]) > 2.5 ? [1] : [1, 2, 5];
+  const span = Math.log10(domain[1] / domain[0]);
+  const steps = span > 2.5 ? [1] : span > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
   const ticks = decades
     .flatMap((decade) => steps.map((step) => Number(`${step}e${decade}`)))
     .filter((tick) => tick >= domain[0] && tick <= domain[1]);

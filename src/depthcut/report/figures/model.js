@@ -25,8 +25,8 @@ const denseParameters = data.measurements.findLast((m) => m.name === "parameters
 const allParameters = denseParameters ?? d3.sum(units, (unit) => unit.parameters);
 const allKvBytes = d3.sum(units, (unit) => unit.kvBytes);
 
-// What is removed after so many steps: `states[k]` after k.
-const states = [{ order: 0, remove: [], parameters: 0, kvBytes: 0, share: 0, objective: null }];
+// What is removed after so many steps: `states[k]` after k; x is the share of the parameters, y the objective.
+const states = [{ order: 0, remove: [], parameters: 0, kvBytes: 0, x: 0, y: null }];
 for (const step of plan.steps) {
   const last = states.at(-1);
   const removed = step.remove.map((key) => unitByKey.get(key));
@@ -36,8 +36,8 @@ for (const step of plan.steps) {
     remove: step.remove,
     parameters,
     kvBytes: last.kvBytes + d3.sum(removed, (unit) => unit.kvBytes),
-    share: parameters / allParameters,
-    objective: step.objective,
+    x: parameters / allParameters,
+    y: step.objective,
   });
 }
 

@@ -12,9 +12,8 @@ function drawPaths(width, objective, place) {
     const i = data.runs.indexOf(run);
     return {
       name: run.name,
-      points: run.points.map(([order, share, value]) => ({ run, order, share, objective: value })),
+      points: run.points.map(([order, share, value]) => ({ run, order, x: share, y: value })),
       stroke: modelStrokes[(i + 1) % modelStrokes.length],
-      strokeWidth: 1.75,
     };
   });
   const points = curves.flatMap((curve) => curve.points.map((point) => ({ ...point, stroke: curve.stroke })));
@@ -26,8 +25,8 @@ function drawPaths(width, objective, place) {
     marks: [
       Plot.dot(points, {
         filter: ({ run, order }) => order === run.applied || order === run.collapse,
-        x: "share",
-        y: "objective",
+        x: "x",
+        y: "y",
         r: 4.5,
         fill: ({ run, order, stroke }) => (order === run.applied ? stroke : "var(--paper)"),
         stroke: "stroke",
@@ -35,7 +34,7 @@ function drawPaths(width, objective, place) {
       }),
     ],
   });
-  const words = ({ run, order, share, objective: value }) =>
+  const words = ({ run, order, x: share, y: value }) =>
     [
       `${run.name}: step ${order}`,
       `${objective} ${numberText(value)}`,
@@ -48,13 +47,13 @@ function drawPaths(width, objective, place) {
   const sameRun = (point) => points.filter(({ run }) => run === point.run);
   explore(svg, `${objective} after every removal, run by run`, find(`path-${place}-readout`), {
     first: points[0],
-    locate: (px, py) => d3.least(points, (p) => Math.hypot(x(p.share) - px, y(p.objective) - py)),
+    locate: (px, py) => d3.least(points, (p) => Math.hypot(x(p.x) - px, y(p.y) - py)),
     move: (point, dx, dy) => {
       if (dx) return sameRun(point)[sameRun(point).indexOf(point) + dx];
       const other = runs[runs.indexOf(point.run) - dy];
-      return other && d3.least(points.filter(({ run }) => run === other), (p) => Math.abs(p.share - point.share));
+      return other && d3.least(points.filter(({ run }) => run === other), (p) => Math.abs(p.x - point.x));
     },
-    outline: (point) => ({ x: x(point.share) - 7, y: y(point.objective) - 7, width: 14, height: 14 }),
+    outline: (point) => ({ x: x(point.x) - 7, y: y(point.y) - 7, width: 14, height: 14 }),
     words,
     idle: "Point at a curve; up and down change the run.",
   });

@@ -1,7 +1,7 @@
 // The slider over the path: how large the model is after so many steps, what it costs, and how to make it.
 
 function drawSteps() {
-  const { parameters, kvBytes, objective } = states[numShown];
+  const { parameters, kvBytes, y: objective } = states[numShown];
   const here = numShown === numApplied ? ", this model" : "";
   const count = `${numShown} of ${stepsText(plan.steps.length)}${here}`;
   const isPastCollapse = data.collapse != null && numShown > data.collapse;

@@ -9,18 +9,17 @@ import pytest
 
 from depthcut import cli
 from depthcut.export import EXPORTS
-from depthcut.registry import split_names, write_setting
+from depthcut.importance import METRICS
+from depthcut.registry import say, split_names
 from depthcut.repair import REPAIRS
-from depthcut.run.recipe import Recipe
+from depthcut.run.recipe import REGISTRIES, Recipe
 from depthcut.search.evolutionary import Evolutionary
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import SEARCHES
 from depthcut.types import InputError
 
 ENTRIES = [
-    pytest.param(registry, entry, id=f"{registry.kind} {entry.name}")
-    for registry in (SEARCHES, REPAIRS, EXPORTS)
-    for entry in registry
+    pytest.param(registry, entry, id=f"{registry.kind} {entry.name}") for registry in REGISTRIES for entry in registry
 ]
 
 PLUGIN = '''
@@ -29,7 +28,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from depthcut.export import EXPORTS
+from depthcut.importance import METRICS
 from depthcut.export.zeroed import Zeroed
+from depthcut.importance import METRICS
 from depthcut.repair import REPAIRS
 from depthcut.repair.emulate import Bias
 from depthcut.search.problem import SEARCHES
@@ -78,7 +79,8 @@ USES = """
 import sys
 from depthcut import cli
 from depthcut.export import EXPORTS
-from depthcut.run.recipe import Recipe
+from depthcut.importance import METRICS
+from depthcut.run.recipe import REGISTRIES, Recipe
 said = {"method": "every-other,stride=3", "repair": "half,part=0.25", "export": ("marked,mark=y",)}
 recipe = Recipe.build(model="x", remove="2", **said)
 recipe.check()
@@ -96,7 +98,7 @@ for name in ("every-other", "half", "marked"):
 def test_every_setting_is_said_and_reads_as_it_is_written(registry, entry):
     settings = entry.settings()
     assert all(setting.meaning for setting in settings.values()), "its class says under Attributes what each setting is"
-    written = ",".join([entry.name, *(f"{name}={write_setting(each.default)}" for name, each in settings.items())])
+    written = ",".join([entry.name, *(say(name, each.default) for name, each in settings.items())])
     assert registry.parse(written) == (entry.name, entry.make())
     assert entry.summary
     assert entry.source
@@ -124,6 +126,8 @@ def test_a_short_form_is_the_same_setting():
         ({"method": "greedy,objective=kll"}, "^unknown objective 'kll'; did you mean kl"),
         ({"method": "greedy,swap=false", "swap": True}, "swap of the method is given twice"),
         ({"method": "greedy,swap=false,swap=true"}, "greedy is given swap twice"),
+        ({"method": "one-shot,metric.power=2"}, "metric.power of one-shot is a setting of what metric names"),
+        ({"method": "one-shot", "metric": "taylor,powr=2"}, "unknown setting of taylor 'powr'; did you mean power"),
         ({"method": "random,order=reverse"}, "unknown setting of random 'order'"),
         ({"export": ("gguf,tensor_typ=q8_0",)}, "unknown setting of gguf 'tensor_typ'; did you mean tensor_type"),
         ({"export": ("gguf", "gguf,tensor_type=q8_0")}, "names one form twice"),
@@ -133,6 +137,15 @@ def test_a_short_form_is_the_same_setting():
 def test_a_wrong_setting_is_one_sentence(options, words):
     with pytest.raises(InputError, match=words):
         Recipe.build(**{"model": "x", "remove": "2", **options}).check()
+
+
+def test_a_setting_that_is_a_name_has_settings_of_its_own():
+    recipe = Recipe.build(model="x", method="one-shot,metric=taylor,metric.power=2", remove="2")
+    assert recipe.metrics == ("taylor,power=2",)
+    short = Recipe.build(model="x", method="one-shot", metric="taylor,power=2", remove="2")
+    assert recipe.build_search() == short.build_search()
+    assert METRICS.canonical("taylor,power=1") == "taylor"
+    assert SEARCHES.canonical(recipe.method) == recipe.method
 
 
 def test_a_setting_belongs_to_the_name_before_it():
@@ -147,10 +160,11 @@ def test_ls_of_a_name_lists_its_settings_and_names_the_nearest(monkeypatch, caps
             cli.main()
         return ended.value.code or 0, capsys.readouterr()
 
-    code, printed = ls("evopress")
-    assert code == 0
-    for name in SEARCHES.find("evopress").settings():
-        assert f"  evopress,{name}=" in printed.out
+    for _, entry in (each.values for each in ENTRIES):
+        code, printed = ls(entry.name)
+        assert code == 0 and entry.source in printed.out
+        for name in entry.settings():
+            assert f"  {entry.name},{name}=" in printed.out
     code, printed = ls("evopres")
     assert (code, "unknown name 'evopres'; did you mean evopress?" in printed.err) == (2, True)
 

@@ -77,18 +77,16 @@ def names() -> str:
     from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
-    from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
+    from depthcut.importance import METRICS
     from depthcut.model.files import PACKAGED_MODELS
     from depthcut.recipes import packaged_recipes
     from depthcut.repair import REPAIRS
     from depthcut.search.problem import SEARCHES
 
-    metrics = [(f"`{BLOCK_INFLUENCE}`", METRICS["cosine"] + ", for blocks")]
-    metrics += [(f"`{name}`", meaning) for name, meaning in METRICS.items()]
     objectives = [(f"`{name}`", each.measure) for name, each in (OBJECTIVES | TASK_OBJECTIVES).items()]
     sections: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Methods: `--method`": (("name", "what it does", "source"), _registered(SEARCHES)),
-        "Metrics: `--metric`": (("name", "definition"), metrics),
+        "Metrics: `--metric`": (("name", "definition", "source"), _registered(METRICS)),
         "Objectives: `--objective`": (("name", "unit of measure"), objectives),
         "Repairs: `--repair`": (("name", "what it does", "source"), _registered(REPAIRS)),
         "Forms: `--to`, `--export`": (("name", "what is written", "source"), _registered(EXPORTS)),

@@ -145,6 +145,19 @@ class Registry(Generic[T]):
         name, given = split_settings(text)
         return name, self.find(name).set(given)
 
+    def canonical(self, text: str) -> str:
+        """The shortest text of the same: settings in the order of the fields, without those that say the default."""
+        name, made = self.parse(text)
+        settings = self.find(name).settings().values()
+        said = {each.name: getattr(made, each.name) for each in settings}
+        changed = (say(each.name, said[each.name]) for each in settings if said[each.name] != each.default)
+        return ",".join([name, *changed])
+
+    def __contains__(self, text: str) -> bool:
+        """Whether what is written before the settings is a name of this registry."""
+        self._scan()
+        return split_settings(text)[0] in self._entries
+
     def _scan(self) -> None:
         if self._is_scanned:
             return
@@ -164,7 +177,7 @@ class Registry(Generic[T]):
 
 
 def split_settings(text: str) -> tuple[str, dict[str, str]]:
-    """The name and the settings of `name,setting=value,...`.
+    """The name and the settings of `name,setting=value,...`; a name among them takes its own as `setting.its=value`.
 
     Raises:
         InputError: a part is no setting, or one is given twice.
@@ -176,6 +189,12 @@ def split_settings(text: str) -> tuple[str, dict[str, str]]:
         if key in given:
             raise InputError(f"{name} is given {key} twice; leave one of {key}={given[key]} and {part} out")
         given[key] = value
+    for key in [key for key in given if "." in key]:
+        # `metric=taylor,metric.power=2`: the setting's own setting belongs to what it names.
+        whole, _, inner = key.partition(".")
+        if whole not in given:
+            raise InputError(f"{key} of {name} is a setting of what {whole} names; give {whole}=NAME too")
+        given[whole] += f",{inner}={given.pop(key)}"
     return name, given
 
 
@@ -196,6 +215,8 @@ def _read(text: str, hint: Any) -> Any:
         return _read(text, typing.get_args(hint)[0])
     if text == "none" and type(None) in typing.get_args(hint):
         return None
+    if typing.get_origin(hint) is typing.Literal:
+        return next((word for word in typing.get_args(hint) if str(word) == text), text)
     if typing.get_origin(hint) is not tuple:
         return text
     items = text.split("/")
@@ -203,8 +224,13 @@ def _read(text: str, hint: Any) -> Any:
     return tuple(item.split(":") for item in items) if typing.get_origin(inner) is tuple else tuple(items)
 
 
+def say(setting: str, value: object) -> str:
+    """A setting as a user writes it; `split_settings` and `_read` read it back."""
+    return f"{setting}={write_setting(value)}".replace(",", f",{setting}.")
+
+
 def write_setting(value: object) -> str:
-    """A setting's value as a user writes it; `_read` reads it back."""
+    """A setting's value in words."""
     if isinstance(value, tuple):
         nested = any(isinstance(item, tuple) for item in value)
         return "/".join(":".join(map(write_setting, item)) if nested else write_setting(item) for item in value)

@@ -18,13 +18,11 @@ from depthcut import cli
 from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.calibration import documents
 from depthcut.evaluation import generation
-from depthcut.export import EXPORTS, hf, nemotron_nas
+from depthcut.export import hf, nemotron_nas
 from depthcut.model import load
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.files import PACKAGED_MODELS
-from depthcut.repair import REPAIRS
-from depthcut.run.recipe import Recipe
-from depthcut.search.problem import SEARCHES
+from depthcut.run.recipe import REGISTRIES, Recipe
 
 AT_MOST = {
     "calibration_samples": 4,
@@ -178,7 +176,7 @@ def reader(models, tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.jsonl").write_text(
         "".join(f'{{"body": "{row}"}}\n' for row in random_rows("notes", split="train"))
     )
-    for registry in (SEARCHES, REPAIRS, EXPORTS):
+    for registry in REGISTRIES:
         list(registry)  # what its folder has is registered before, and stays
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     tables = [(table, set(table)) for table in (OBJECTIVES, FAMILIES)]

@@ -10,18 +10,11 @@ import pytest
 
 import depthcut
 from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
-from depthcut.export import EXPORTS
-from depthcut.repair import REPAIRS
-from depthcut.run.recipe import Recipe
-from depthcut.search.problem import SEARCHES
+from depthcut.run.recipe import REGISTRIES, Recipe
 
 COMMANDS = ("apply", "bypass", "prune", "resolve", "score")
 CLASSES = [name for name in depthcut.__all__ if inspect.isclass(getattr(depthcut, name))]
-METHODS = [
-    pytest.param(entry, id=f"{registry.kind} {entry.name}")
-    for registry in (SEARCHES, REPAIRS, EXPORTS)
-    for entry in registry
-]
+METHODS = [pytest.param(entry, id=f"{registry.kind} {entry.name}") for registry in REGISTRIES for entry in registry]
 
 
 def section(text, title):

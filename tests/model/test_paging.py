@@ -247,3 +247,17 @@ def test_what_cannot_be_trained_out_of_files_is_said_before_weights_are_read(lar
     session = prepare(recipe, resolve(str(large)))
     with pytest.raises(InputError, match="do not fit into the memory budget, so lora cannot train them"):
         load(session)
+
+
+def test_a_metric_by_gradients_is_refused_where_weights_do_not_fit(large):
+    recipe = Recipe.build(
+        model=str(large),
+        method="one-shot",
+        metric="taylor",
+        remove="2",
+        repair="none",
+        memory_budget=f"{resident_bytes() + BUDGET // 2}B",
+    )
+    prepared = prepare(recipe, resolve(str(large)))
+    with pytest.raises(InputError, match="do not fit into the memory budget, so taylor has no gradients"):
+        load(prepared)

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from depthcut.registry import write_setting
+from depthcut.registry import say
 from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
 
 
 def list_names(
     name: Annotated[
-        str | None, typer.Argument(help="A method, repair or form: its settings; everything where left out.")
+        str | None, typer.Argument(help="A method, metric, repair or form: its settings; everything where left out.")
     ] = None,
 ) -> None:
     """List recipes, packaged models, texts, methods, metrics and model families, or the settings of one name."""
@@ -28,7 +28,7 @@ def list_names(
     from depthcut.ablation.objectives import OBJECTIVES
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
-    from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
+    from depthcut.importance import METRICS
     from depthcut.model.architectures import FAMILIES
     from depthcut.model.files import PACKAGED_MODELS
     from depthcut.recipes import packaged_recipes
@@ -38,10 +38,7 @@ def list_names(
     console = Console()
     sections = {
         "methods (--method)": [(entry.name, entry.summary, entry.source) for entry in SEARCHES],
-        "metrics (--metric)": [
-            (BLOCK_INFLUENCE, METRICS["cosine"] + ", for blocks", ""),
-            *((name, meaning, "") for name, meaning in METRICS.items()),
-        ],
+        "metrics (--metric)": [(entry.name, entry.summary, entry.source) for entry in METRICS],
         "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
         "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
         "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
@@ -64,13 +61,10 @@ def _list_settings(name: str) -> None:
     Raises:
         InputError: no registry has it; names the nearest.
     """
-    from depthcut.export import EXPORTS
-    from depthcut.registry import Registry, unknown_name
-    from depthcut.repair import REPAIRS
-    from depthcut.search.problem import SEARCHES
+    from depthcut.registry import unknown_name
+    from depthcut.run.recipe import REGISTRIES
 
-    registries: tuple[Registry[Any], ...] = (SEARCHES, REPAIRS, EXPORTS)
-    entries = [(registry, entry) for registry in registries for entry in registry]
+    entries = [(registry, entry) for registry in REGISTRIES for entry in registry]
     if name not in [entry.name for _, entry in entries]:
         raise InputError(unknown_name("name", name, [entry.name for _, entry in entries]))
     for registry, entry in entries:
@@ -78,7 +72,7 @@ def _list_settings(name: str) -> None:
             continue
         print(f"{registry.kind} {name}: {entry.summary} ({entry.source})")
         for setting in entry.settings().values():
-            print(f"  {name},{setting.name}={write_setting(setting.default)}  ({setting.kind})")
+            print(f"  {name},{say(setting.name, setting.default)}  ({setting.kind})")
             print(textwrap.indent(textwrap.fill(setting.meaning, 100), "      "))
 
 

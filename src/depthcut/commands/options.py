@@ -37,7 +37,7 @@ Dtype = Annotated[str, typer.Option(help="What is computed in: auto, float32, bf
 SaveDtype = Annotated[str, typer.Option(help="What is written; by default what the source is stored in.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Method = Annotated[str, typer.Option(help="How units are chosen: greedy or evopress,generations=40 (see depthcut ls).")]
-Metric = Annotated[str | None, typer.Option(help="Static metric or objective, for --method one-shot.")]
+Metric = Annotated[str | None, typer.Option(help="Metric or objective, for --method one-shot: taylor,power=2.")]
 ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
 SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
 MaxForwards = Annotated[

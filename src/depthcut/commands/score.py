@@ -11,6 +11,7 @@ from depthcut.commands.options import (
     CalibrationSamples,
     Device,
     Dtype,
+    Metric,
     Model,
     Output,
     Overwrite,
@@ -26,6 +27,7 @@ def score(
     context: typer.Context,
     model: Model,
     output_dir: Output,
+    metric: Metric = None,
     calibration: Calibration = "stdlib",
     calibration_samples: CalibrationSamples = 16,
     calibration_length: CalibrationLength = 512,
@@ -37,7 +39,7 @@ def score(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score every block and sublayer by every static metric in one pass; writes scores.json."""
+    """Score every block and sublayer by every metric of the stream in one pass, and by --metric; writes scores.json."""
     from depthcut.run.score import score_model
 
     recipe = recipe_of(context)

@@ -82,9 +82,9 @@ class ModelSizes:
         return self.kv_bytes_per_token - sum(self.units[unit].kv_bytes_per_token for unit in removed)
 
 
-def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSizes:
-    """Sizes of a model, on any device (the meta device too)."""
-    units: dict[Unit, UnitSize] = {}
+def unit_parameters(model: PreTrainedModel, architecture: Architecture) -> dict[Unit, list[nn.Parameter]]:
+    """Every parameter of each unit, its own norms included."""
+    units: dict[Unit, list[nn.Parameter]] = {}
     for layer, block in enumerate(architecture.block_list(model)):
         counted: set[str] = set()
         for kind, of_kind in architecture.branches.items():
@@ -92,12 +92,22 @@ def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSi
             # A norm that branches share is counted with the first of them: it goes with the whole block.
             names = [name for name in (*branch.shared_norms, *branch.modules) if name not in counted]
             counted.update(names)
-            weights = [parameter for name in names for parameter in getattr(block, name).parameters()]
-            own = any(True for name in branch.modules for _ in getattr(block, name).parameters())
-            units[Unit(layer, kind)] = UnitSize(
-                parameters=sum(map(num_elements, weights)),
-                kv_bytes_per_token=_kv_bytes(model, kind, getattr(block, branch.core)) if own else 0,
-            )
+            units[Unit(layer, kind)] = [weight for name in names for weight in getattr(block, name).parameters()]
+    return units
+
+
+def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSizes:
+    """Sizes of a model, on any device (the meta device too)."""
+    units: dict[Unit, UnitSize] = {}
+    blocks = architecture.block_list(model)
+    for unit, weights in unit_parameters(model, architecture).items():
+        block = blocks[unit.layer]
+        branch = architecture.branches[unit.kind].of(block)
+        own = any(True for name in branch.modules for _ in getattr(block, name).parameters())
+        units[unit] = UnitSize(
+            parameters=sum(map(num_elements, weights)),
+            kv_bytes_per_token=_kv_bytes(model, unit.kind, getattr(block, branch.core)) if own else 0,
+        )
     return ModelSizes(sum(num_elements(parameter) for parameter in model.parameters()), units)
 
 

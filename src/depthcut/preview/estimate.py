@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from depthcut.ablation.memory import EXCERPTS_SHARE_OF_BUDGET, FLOAT_BYTES, Kept, kept_of
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE
 from depthcut.ablation.prefix_cache import units_per_position
+from depthcut.importance import passes_of
 from depthcut.model.flops import ModelWork
 from depthcut.model.stream import LOGIT_BYTES
 from depthcut.preview.device_profiles import DeviceProfile
@@ -146,10 +147,19 @@ class _Run:
         return Phase("load", sweeps=1, host_bytes=gguf_bytes + 2 * FLOAT_BYTES * largest if gguf_bytes else 0)
 
     def score(self) -> Phase:
-        """One pass without the vocabulary projection; streams are measured in float32, four of them at a time."""
+        """One pass without the vocabulary projection; streams are measured in float32, four of them at a time.
+
+        A metric by gradients takes its own passes with the projection, and keeps gradients, their sum, and of a
+        sequence all logits with theirs.
+        """
         rows = min(self.recipe.batch_size, self.num_sequences)
-        measured = rows * self.length * self.work.hidden_size * 8 * FLOAT_BYTES
-        return self._passes("score", 1.0, 0.0, self.num_sequences, self.length, measured + self._block_bytes(rows))
+        measured = rows * self.length * self.work.hidden_size * 8 * FLOAT_BYTES + self._block_bytes(rows)
+        more = float(sum(map(passes_of, self.recipe.metrics)))
+        if more:
+            parameters = sum(size.parameters for size in self.problem.sizes.units.values())
+            logits = 3 * self.length * self.work.vocabulary * FLOAT_BYTES
+            measured = max(measured, parameters * (self.itemsize + FLOAT_BYTES) + logits)
+        return self._passes("score", 1.0 + more, more, self.num_sequences, self.length, measured)
 
     def search(self, cost: Cost) -> Phase:
         """What the search says of itself, one vocabulary projection a candidate and one of the dense model."""

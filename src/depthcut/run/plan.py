@@ -11,6 +11,7 @@ from pathlib import Path
 
 from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
+from depthcut.importance import passes_of
 from depthcut.importance.static import static_scores
 from depthcut.model.latency import measure_latency
 from depthcut.model.load import ModelSource
@@ -32,16 +33,19 @@ JOURNAL, HELD_OUT = JOURNALS = ("journal", "held_out")
 def score_units(loaded: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:
     """The static scores; those that an interrupted run of the same recipe left behind are taken as they are."""
     stream, calibration, model = loaded.stream, loaded.calibration, loaded.source.provenance
-    # Of one pass, whether it is made now or was made before.
-    cost = Cost(unit_evaluations=len(stream.units) * len(calibration.input_ids))
+    metrics = loaded.recipe.metrics
+    # Whether they are made now or were made before.
+    passes = 1 + sum(passes_of(metric) for metric in metrics)
+    cost = Cost(unit_evaluations=passes * len(stream.units) * len(calibration.input_ids))
     file = folder / "scores.json" if folder else None
     if file is not None and file.is_file():
         found = ScoreTable.from_file(file)
-        if found.model == model and found.calibration == calibration.description:
+        known = {scores.metric for scores in found.scores}
+        if found.model == model and found.calibration == calibration.description and known.issuperset(metrics):
             return found, cost
     began = time.monotonic()
-    with progress("scoring", len(calibration.input_ids)) as advance:
-        scores, angular = static_scores(stream, calibration, loaded.recipe.batch_size, advance)
+    with progress("scoring", passes * len(calibration.input_ids)) as advance:
+        scores, angular = static_scores(stream, calibration, loaded.recipe.batch_size, advance, metrics)
     table = ScoreTable(model=model, calibration=calibration.description, scores=tuple(scores), angular=angular)
     if file is not None:
         table.write(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -15,10 +15,14 @@ from depthcut.evaluation.harness import check_cache, default_cache
 from depthcut.evaluation.questions import Questions
 from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_limit
 from depthcut.export import EXPORTS
-from depthcut.registry import split_settings
-from depthcut.repair import RepairMethod, parse_repairs
+from depthcut.importance import METRICS
+from depthcut.registry import Registry, split_settings
+from depthcut.repair import REPAIRS, RepairMethod, parse_repairs
 from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
 from depthcut.types import InputError, Record, UnitChoice, first_problem, require_regular
+
+REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, REPAIRS, EXPORTS)
+"""All that is chosen by name, with settings."""
 
 SHORT_FORMS = {
     "metric": "metric",
@@ -141,15 +145,9 @@ class Recipe(Record):
     speed: bool = True
     seed: int = Field(0, ge=0, lt=1 << 32)
 
-    @field_validator("remove", mode="before")
+    @field_validator("remove", "limit", mode="before")
     @classmethod
-    def _count_as_text(cls, value: object) -> object:
-        """A YAML file may give the count as a number."""
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("limit", mode="before")
-    @classmethod
-    def _limit_as_text(cls, value: object) -> object:
+    def _amount_as_text(cls, value: object) -> object:
         """A YAML file may give a count or a share as a number."""
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -214,6 +212,13 @@ class Recipe(Record):
                 )
         given = {setting: settings[setting] for setting in short}
         return dataclasses.replace(search, **given)  # type: ignore[type-var]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics that the method, and those that are compared with it, rank by."""
+        searches = [self.build_search(), *(SEARCHES.parse(rival)[1] for rival in self.compare)]
+        named = [search.objective for search in searches if search.needs == "scores" and search.objective]
+        return tuple(dict.fromkeys(METRICS.canonical(name) for name in named if name in METRICS))
 
     @property
     def repairs(self) -> list[tuple[str, RepairMethod]]:

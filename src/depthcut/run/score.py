@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from depthcut.importance import METRICS
 from depthcut.process.workspace import check_output, workspace
 from depthcut.run.plan import score_units
 from depthcut.run.recipe import Recipe
@@ -13,11 +14,17 @@ from depthcut.types import ScoreTable
 
 
 def score_model(recipe: Recipe, output: Path | None, *, overwrite: bool = False) -> ScoreTable:
-    """Every static score of every unit.
+    """Every static score of every unit, and the recipe's metric.
 
     Args:
         output: directory for them, as `scores.json`; nothing is written where left out.
+
+    Raises:
+        InputError: the metric is unknown, or cannot be computed of this model.
     """
+    if recipe.metric is not None:
+        METRICS.parse(recipe.metric)
+        recipe = recipe.model_copy(update={"method": "one-shot"})
     if output is not None:
         check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)

@@ -20,6 +20,7 @@ from depthcut.calibration import (
     sample_text,
 )
 from depthcut.evaluation.questions import Questions
+from depthcut.importance import METRICS, check_metrics
 from depthcut.model.device import check_device, chosen_device
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
@@ -182,6 +183,8 @@ def prepare(recipe: Recipe, source: ModelSource, uses: tuple[Use, ...] = USES) -
     needed = tuple(use for use in USES if use in uses and (use != "repair" or recipe.repairs))
     if "repair" in needed:
         check_repairs(recipe.repairs, source.architecture, source.config)
+    if "calibration" in needed:
+        check_metrics(recipe.metrics, source.config)
     _require_context(recipe, source, needed)
     tokenizer = source.load_tokenizer()
     texts: dict[Use, Samples] = {}
@@ -287,6 +290,12 @@ def _share_out_memory(recipe: Recipe, prepared: Prepared) -> Room:
         raise InputError(
             f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {trained[0]} "
             "cannot train them; give a larger --memory-budget, or --repair refit"
+        )
+    by_gradients = [name for name in recipe.metrics if METRICS.parse(name)[1].reads == "gradients"]
+    if room.weights is not None and "calibration" in prepared.uses and by_gradients:
+        raise InputError(
+            f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {by_gradients[0]} has "
+            "no gradients; give a larger --memory-budget, or a metric of the stream, such as cosine"
         )
     return room
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
-from depthcut.importance.static import BLOCK_INFLUENCE, METRICS, metric_name
+from depthcut.importance import BLOCK_INFLUENCE, METRICS, metric_name
 from depthcut.registry import unknown_name
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Removal, Step, UnitChoice
@@ -34,20 +34,22 @@ class OneShot:
     """One-shot ranking; blocks need not be neighbours.
 
     Attributes:
-        metric: a static metric, or an objective: then what the output loses without the unit alone (leave one out).
+        metric: one of `METRICS`, or an objective: then what the output loses without the unit alone (leave one out).
     """
 
     metric: str = BLOCK_INFLUENCE
     preferred_unit: ClassVar[UnitChoice] = "block"
 
     def __post_init__(self) -> None:
-        known = [BLOCK_INFLUENCE, *METRICS, *OBJECTIVES, *TASK_OBJECTIVES]
-        if self.metric not in known:
-            raise InputError(unknown_name("metric", self.metric, known))
+        objectives = OBJECTIVES | TASK_OBJECTIVES
+        if self.metric in METRICS:
+            METRICS.parse(self.metric)
+        elif self.metric not in objectives:
+            raise InputError(unknown_name("metric", self.metric, [*(entry.name for entry in METRICS), *objectives]))
 
     @property
     def needs(self) -> Literal["scores", "objective"]:
-        return "objective" if self.metric in OBJECTIVES | TASK_OBJECTIVES else "scores"
+        return "scores" if self.metric in METRICS else "objective"
 
     @property
     def objective(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from depthcut.ablation.objectives import OBJECTIVES
-from depthcut.importance.static import BLOCK_INFLUENCE, metric_name
+from depthcut.importance import BLOCK_INFLUENCE, metric_name
 from depthcut.process.workspace import check_output
 from depthcut.run.plan import score_units
 from depthcut.run.recipe import Recipe

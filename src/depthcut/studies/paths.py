@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from depthcut.ablation.objectives import OBJECTIVES
-from depthcut.importance.static import BLOCK_INFLUENCE, METRICS
+from depthcut.importance import METRICS
 from depthcut.model.load import ModelSource
 from depthcut.run.plan import find_plan, score_units
 from depthcut.run.recipe import Recipe
@@ -64,7 +64,7 @@ def ask_method(
         InputError: the method is unknown, or one of its options is wrong.
     """
     chosen = {"method": name}
-    if name in (BLOCK_INFLUENCE, *METRICS, *OBJECTIVES):
+    if name in METRICS or name in OBJECTIVES:
         chosen = {"method": "one-shot", "metric": name}
     recipes = {}
     for amount, budget in budgets.items():

@@ -7,6 +7,7 @@ being put into eval mode.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.calibration import Samples, parse_source, sample_text
 from depthcut.evaluation.compare import compare as compare_streams
+from depthcut.importance import check_metrics
 from depthcut.model.in_memory import source_of
 from depthcut.model.stream import DecoderStream, probe
 from depthcut.model.units import UnitNames, choose_units
 from depthcut.process.memory import share_out
 from depthcut.repair import check_repairs
 from depthcut.run.by_hand import plan_of_units
-from depthcut.run.plan import find_plan, score_units
+from depthcut.run.plan import find_plan, recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair as repair_stage
 from depthcut.run.session import PROBE_TOKENS, Session, Use, pose_problem
@@ -70,16 +72,19 @@ def score(
 
     Args:
         tokenizer_or_ids: int64, (sequences, length) token ids without pads, or what makes them of `text` by `tokens`.
-        options: fields of `Recipe` that scores read, for example `batch_size`.
+        options: fields of `Recipe` that scores read, for example `batch_size`, or `metric="taylor"` for one beside the pass.
 
     Returns:
         The scores of blocks and of sublayers, larger = more damage when removed, and UIDL's angular distances.
 
     Raises:
-        InputError: an activation is not finite.
+        InputError: an activation is not finite, or the metric is unknown or cannot be computed of this model.
     """
     ids = tokenizer_or_ids if isinstance(tokenizer_or_ids, Tensor) else tokens(tokenizer_or_ids, text)
-    return score_units(_session(model, {"calibration": ids}, **options), None)[0]
+    session = _session(model, {"calibration": ids}, **options)
+    session = replace(session, recipe=recipe_of_scores(session.recipe))
+    check_metrics(session.recipe.metrics, session.source.config)
+    return score_units(session, None)[0]
 
 
 def search(

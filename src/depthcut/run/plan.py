@@ -11,7 +11,7 @@ from pathlib import Path
 
 from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
-from depthcut.importance import passes_of
+from depthcut.importance import METRICS, passes_of
 from depthcut.importance.static import static_scores
 from depthcut.model.latency import measure_latency
 from depthcut.model.load import ModelSource
@@ -28,6 +28,18 @@ HELD_OUT_SHARE = 4
 
 JOURNAL, HELD_OUT = JOURNALS = ("journal", "held_out")
 """What a search found on the calibration text, and what it lost on the part of it that has a ceiling."""
+
+
+def recipe_of_scores(recipe: Recipe) -> Recipe:
+    """The recipe of who scores and does not search: its metric is one to rank by.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    if recipe.metric is None:
+        return recipe
+    METRICS.parse(recipe.metric)
+    return recipe.model_copy(update={"method": "one-shot"})
 
 
 def score_units(loaded: Session, folder: Path | None) -> tuple[ScoreTable, Cost]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depthcut.importance import METRICS
 from depthcut.process.workspace import check_output, workspace
-from depthcut.run.plan import score_units
+from depthcut.run.plan import recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
 from depthcut.run.write import require_other_folder
@@ -22,9 +21,7 @@ def score_model(recipe: Recipe, output: Path | None, *, overwrite: bool = False)
     Raises:
         InputError: the metric is unknown, or cannot be computed of this model.
     """
-    if recipe.metric is not None:
-        METRICS.parse(recipe.metric)
-        recipe = recipe.model_copy(update={"method": "one-shot"})
+    recipe = recipe_of_scores(recipe)
     if output is not None:
         check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)

@@ -72,7 +72,8 @@ def score(
 
     Args:
         tokenizer_or_ids: int64, (sequences, length) token ids without pads, or what makes them of `text` by `tokens`.
-        options: fields of `Recipe` that scores read, for example `batch_size`, or `metric="taylor"` for one beside the pass.
+        options: fields of `Recipe` that scores read, for example `batch_size`, or `metric="taylor"` for one metric
+            beside the pass.
 
     Returns:
         The scores of blocks and of sublayers, larger = more damage when removed, and UIDL's angular distances.

@@ -34,6 +34,7 @@ WRITTEN = {
     "README.md",
     "config.json",
     "generation_config.json",
+    "layer_map.json",
     "model.safetensors",
     "plan.json",
     "recipe.yaml",

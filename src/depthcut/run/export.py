@@ -15,7 +15,7 @@ from depthcut.model.load import resolve
 from depthcut.process.workspace import check_output, workspace
 from depthcut.report import Run, renew_model_card
 from depthcut.run.session import PROBE_TOKENS
-from depthcut.run.write import RECIPE, origin, require_other_folder
+from depthcut.run.write import LAYER_MAP, RECIPE, origin, require_other_folder
 from depthcut.types import InputError
 
 ARTEFACTS = (
@@ -24,6 +24,7 @@ ARTEFACTS = (
     "repair.json",
     "results.json",
     "generation.json",
+    LAYER_MAP,
     RECIPE,
     "report.html",
     "README.md",

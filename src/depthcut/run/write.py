@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from depthcut.evaluation.compare import software
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.export.llama_cpp import misread
+from depthcut.model.lineage import layer_map
 from depthcut.model.load import ModelSource
 from depthcut.report import Run, license_of, write_model_card, write_report
 from depthcut.run.measure import about
@@ -23,6 +25,8 @@ from depthcut.run.session import PROBE_TOKENS, Loaded
 from depthcut.types import InputError, Measurement, Plan, Unit, write_generation, write_measurements, write_repairs
 
 RECIPE = "recipe.yaml"
+LAYER_MAP = "layer_map.json"
+"""By block of the pruned model, the dense block that each of its sublayers was."""
 
 
 def require_other_folder(output: Path, source: ModelSource) -> None:
@@ -119,6 +123,9 @@ def write_artefacts(loaded: Loaded, result: Result, folder: Path, command: str) 
     """The plan, the results, the report and the model card."""
     result.plan.write(folder / "plan.json")
     write_measurements(list(result.measurements), folder / "results.json")
+    kept = layer_map(result.plan, loaded.source.architecture)
+    lines = ",\n".join(f"  {json.dumps(block)}" for block in kept)
+    (folder / LAYER_MAP).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if result.repairs:
         write_repairs(list(result.repairs), folder / "repair.json")
     if result.generation:

@@ -36,7 +36,8 @@ test-numerics: $(VENV)/.test
 		tests/model tests/importance tests/search tests/repair tests/evaluation tests/test_surgery.py
 
 test-readers: $(VENV)/.test $(VENV)-readers/.installed
-	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) $(BIN)/python -m pytest -m readers tests/export/test_readers.py
+	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) DEPTHCUT_MERGEKIT=$(abspath $(VENV)-readers)/mergekit \
+		$(BIN)/python -m pytest -m readers tests/export
 
 test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
 	DEPTHCUT_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest -m vllm
@@ -71,9 +72,10 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 # Readers that are pinned to transformers 4 must find what is written: its packages lie in a folder that is put before
-# the environment's own, beside the same torch.
+# the environment's own, beside the same torch. mergekit runs on the environment's own packages.
 $(VENV)-readers/.installed:
 	$(PIP) install --no-deps --target $(VENV)-readers transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
+	$(PIP) install --no-deps --target $(VENV)-readers/mergekit mergekit==0.1.5 immutables
 	touch $@
 
 # vLLM wants an older transformers than depthcut does, so it has an environment of its own. The three packages that go

@@ -76,7 +76,8 @@ def test_what_slices_cannot_say_is_refused(dense, tmp_path):
         export_model(str(lacking), "mergekit", tmp_path / "out")
     with pytest.raises(InputError, match="config.json does not say which model this was made from"):
         export_model(str(dense), "mergekit", tmp_path / "out")
-    repaired = removed(dense, "3", tmp_path / "repaired", repair="bias", repair_samples=64, calibration_length=32)
+    short = tiny.save(tmp_path / "short", "llama")
+    repaired = removed(short, "2-3", tmp_path / "repaired", repair="refit", repair_samples=64, calibration_length=32)
     with pytest.raises(InputError, match="is not the dense model's, since a repair changed it"):
         export_model(str(repaired), "mergekit", tmp_path / "out")
     assert not (tmp_path / "out").exists()

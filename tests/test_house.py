@@ -14,8 +14,7 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("*.md")]
 LINES_OF_A_FILE, LINES_OF_A_CLASS = 400, 250
 # To be divided; none may grow, and a file that is below the limit leaves the list.
 LARGE_FILES = {
-    "model/architectures.py": 421,
-    "model/stream.py": 451,
+    "model/stream.py": 427,
     "types.py": 474,
 }
 LARGE_CLASSES = {"DecoderStream": 290}

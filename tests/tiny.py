@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from depthcut.calibration import Samples
 from depthcut.export import hf, reload_check
-from depthcut.model.architectures import FAMILIES, Architecture
+from depthcut.model.architectures import FAMILIES
+from depthcut.model.branches import Architecture
 from depthcut.types import Unit
 
 ROUNDING = 64 * torch.finfo(torch.float32).eps

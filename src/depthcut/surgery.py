@@ -15,10 +15,11 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture, Branch
+from depthcut.model.branches import Architecture, Branch
 from depthcut.model.bypass import Emulation, remove_branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import check_units, is_dense, pack
@@ -41,6 +42,9 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
             "this model's blocks already lack sublayers; begin from the dense model and remove more of it at once"
         )
     check_units(architecture, num_blocks(config), removed)
+    for layer, reason in architecture.staying.items():
+        if any(unit.layer == layer for unit in removed):
+            raise InputError(f"block {layer} cannot leave this model: {reason}; leave it out")
     units = architecture.units(num_blocks(config))
     packed = pack(units, removed, architecture)
     if is_wrapper(config) and not is_dense(packed, architecture):
@@ -116,6 +120,8 @@ def apply(
                 setattr(block, name, value)
         _renumber(block, index)
         kept.append(block)
+    if architecture.entry:
+        setattr(kept[0], architecture.entry, getattr(blocks[0], architecture.entry))
     del blocks[:]
     blocks.extend(kept)
     if missing:
@@ -123,7 +129,25 @@ def apply(
     if removed:
         cut_config(decoder_config(pruned.config), packed, len(units) // len(architecture.branches))
         renumber_names(pruned.config, packed, architecture)
+        _cut_tables(pruned, architecture, [block.source("attn") for block in packed], num_blocks(model.config))
     return pruned
+
+
+def _cut_tables(model: PreTrainedModel, architecture: Architecture, kept: Sequence[int], num_blocks: int) -> None:
+    """Cuts the shares of blocks that are gone out of what stands beside the blocks, in place; tensors are new."""
+    holder = model.get_submodule(architecture.blocks.rpartition(".")[0])
+    for path, axis in architecture.tables.items():
+        name, _, attribute = path.rpartition(".")
+        owner = holder.get_submodule(name)
+        table = getattr(owner, attribute)
+        shares = table.detach().unflatten(axis, (num_blocks, -1))
+        cut = shares.index_select(axis, torch.tensor(kept, device=table.device)).flatten(axis, axis + 1)
+        setattr(owner, attribute, nn.Parameter(cut, requires_grad=table.requires_grad))
+        for width in ("embedding_dim", "out_features", "num_embeddings"):
+            if getattr(owner, width, None) == table.shape[axis]:
+                setattr(owner, width, cut.shape[axis])
+    if hasattr(holder, "first_kv_shared_layer_idx"):
+        holder.first_kv_shared_layer_idx = len(kept) - holder.config.num_kv_shared_layers
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 
 T = TypeVar("T")
 
-UnitKind = Literal["attn", "ffn", "mixer"]
+UnitKind = Literal["attn", "ffn", "mixer", "block"]
 UnitChoice = Literal["block", "pair", "attn", "ffn", "sublayer"]
 
 
@@ -58,7 +58,7 @@ class Unit:
 
     Attributes:
         layer: 0-based block index in the dense model.
-        kind: `attn`, `ffn`, or `mixer`: what mixes tokens in a family whose blocks do not all do it by attention.
+        kind: `attn`, `ffn`; `mixer` where blocks do not all mix tokens by attention; `block` where they go as a whole.
     """
 
     layer: int
@@ -75,7 +75,7 @@ class Unit:
         """Reads `17.attn`. Raises ValueError on anything else."""
         if isinstance(text, Unit):
             return text
-        match = re.fullmatch(r"(\d+)\.(attn|ffn|mixer)", str(text))
+        match = re.fullmatch(r"(\d+)\.(attn|ffn|mixer|block)", str(text))
         if match is None:
             raise ValueError(f"{text!r} is no unit: write the 0-based block and the kind, for example 17.attn or 3.ffn")
         return cls(int(match[1]), match[2])  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ UnitField = Annotated[
     Unit,
     BeforeValidator(Unit.parse),
     PlainSerializer(str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+\.(attn|ffn|mixer)$", "examples": ["17.attn"]}),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\.(attn|ffn|mixer|block)$", "examples": ["17.attn"]}),
 ]
 Removal = tuple[UnitField, ...]
 """What leaves in one step: one unit, or the units of a block or pair."""

@@ -14,7 +14,8 @@ import tiny
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.export.llama_cpp import conditions
-from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.architectures import find_architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream

@@ -13,7 +13,7 @@ import torch
 
 from depthcut.ablation.ledger import Key, Removed
 from depthcut.ablation.memory import stride_that_fits
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.stream import Batch, DecoderStream, Run
 from depthcut.types import Unit
 
@@ -61,8 +61,8 @@ class PrefixCache:
     def start(self, removed: Removed) -> int:
         """The position that a set has to be run from."""
         first = min((self._places[unit] for unit in removed ^ self.base), default=len(self.stream.units))
-        # What is removed now itself needs no running, but branches that read one stream are entered together.
-        return first if first == len(self.stream.units) else first - first % self._step
+        # What is removed now itself needs no running, but not every place can be entered.
+        return first if first == len(self.stream.units) else self.stream.entry(first)
 
     def rebase(self, removed: Removed) -> int:
         """Makes a set the base, and returns the position up to which all that is kept stays valid."""

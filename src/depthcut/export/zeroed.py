@@ -20,7 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from depthcut.export import EXPORTS, VerificationError
 from depthcut.export.hf import verify_directory, write_directory
-from depthcut.model.architectures import PRUNED_PREFIX, Architecture, find_architecture
+from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.quantisation import require_unquantised
 from depthcut.model.sublayers import MANIFEST, is_marked, require_no_emulations
 from depthcut.types import InputError, Unit

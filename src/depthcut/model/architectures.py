@@ -1,117 +1,22 @@
-"""What a family of decoders looks like: where its blocks are and which modules make up each residual branch.
+"""The families of decoders: where their blocks are and which modules make up each residual branch.
 
-Everything else in depthcut works on this description, so a new family is one row in `FAMILIES`. A row is only
-data; that it is true for a loaded model is proven by the probe in `stream.py` before anything relies on it. Types
-without a row are examined by `probe.py`; those that are known not to fit stand in `REFUSED`, with the reason.
+A new family is one row in `FAMILIES`. Types without a row are examined by `probe.py`; those that are known not to fit
+stand in `REFUSED`, with the reason.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from depthcut.model.branches import Architecture, Branch
 from depthcut.model.wrappers import LIKE, blocks_of_wrapper, decoder_config, is_wrapper
-from depthcut.types import InputError, Unit, UnitKind
+from depthcut.types import InputError, UnitKind
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One residual branch of a block, as attribute names of the block.
-
-    Attributes:
-        core: the attention, mixer or feed-forward module itself.
-        projection: dotted path, from the block, of the linear map that writes to the residual stream; empty, or
-            missing in a block, where no single one does (a mixture of experts).
-        norms_before: norms between the stream and the core, in order.
-        norms_after: norms between the core and the addition to the stream, in order.
-        shared_norms: norms before the core that stay when the branch goes: the other branch reads them too.
-        leading: pieces of the core that stand in the block by themselves and run before it.
-        beside: modules that read what the core reads and are added to what it gives.
-        num_outputs: values that the core returns, the stream first.
-        adds_residual: whether the core is given the stream as its second argument and returns the sum.
-        settings: plain attributes of the block that belong to the branch, and their values where it is gone.
-        alternative: the branch in blocks of another kind.
-    """
-
-    core: str
-    projection: str = ""
-    norms_before: tuple[str, ...] = ()
-    norms_after: tuple[str, ...] = ()
-    shared_norms: tuple[str, ...] = ()
-    leading: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    num_outputs: int = 1
-    adds_residual: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    alternative: Branch | None = None
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """All modules that belong to the branch alone, in order of execution."""
-        return (*self.norms_before, *self.leading, self.core, *self.beside, *self.norms_after)
-
-    def of(self, block: nn.Module) -> Branch:
-        """The branch as a block has it: of its kind, and without modules that it lacks."""
-
-        def has(path: str) -> bool:
-            found: Any = block
-            for name in path.split("."):
-                found = getattr(found, name, None)
-            return found is not None
-
-        chain = [self]
-        while chain[-1].alternative is not None:
-            chain.append(chain[-1].alternative)
-        present = [branch for branch in chain if has(branch.core)] or [self]
-        found = next((branch for branch in present if branch.projection and has(branch.projection)), present[0])
-        beside = tuple(filter(has, found.beside))
-        return replace(
-            found,
-            projection=found.projection if has(found.projection) and not beside else "",
-            norms_before=tuple(filter(has, found.norms_before)),
-            norms_after=tuple(filter(has, found.norms_after)),
-            beside=beside,
-            alternative=None,
-        )
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One family.
-
-    Attributes:
-        branches: the residual branches of a block in order of execution, by kind of unit. What mixes tokens is `attn`
-            where it is attention in every block, else `mixer`.
-        blocks: dotted path of the list of blocks, from the causal LM.
-        parallel: whether both branches read the same stream; then sublayers of neighbouring blocks cannot be
-            paired anew.
-        block_outputs: values that a block returns, the stream first.
-    """
-
-    branches: dict[UnitKind, Branch]
-    blocks: str = "model.layers"
-    parallel: bool = False
-    block_outputs: int = 1
-
-    @property
-    def pairs(self) -> bool:
-        """Whether branches of neighbouring blocks can be paired anew into whole blocks."""
-        return len(self.branches) > 1 and not self.parallel
-
-    def block_list(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The model's list of blocks."""
-        return attrgetter(self.blocks)(model)  # type: ignore[no-any-return]
-
-    def units(self, num_blocks: int) -> tuple[Unit, ...]:
-        """Every unit of a model with that many blocks, in order of execution."""
-        return tuple(Unit(layer, kind) for layer in range(num_blocks) for kind in self.branches)
+    from transformers import PreTrainedConfig
 
 
 PRUNED_PREFIX = "depthcut_"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture, family_type
+from depthcut.model.architectures import family_type
+from depthcut.model.branches import Architecture
 from depthcut.model.units import attends, head_dim
 from depthcut.types import Unit
 
@@ -98,7 +99,7 @@ def measure_work(model: PreTrainedModel, architecture: Architecture) -> ModelWor
                     token_flops += 2 * parameter.numel() * (share if experts else 1.0)
                     width = parameter.shape[-2:] if experts else parameter.shape[:2]
                     widest = max(widest, *width)
-            core = getattr(block, branch.core)
+            core = getattr(block, branch.core) if branch.core else block
             pairs = flops_per_pair(config) if token_flops and attends(kind, core) else 0.0
             units[Unit(layer, kind)] = UnitWork(token_flops, pairs)
     vocabulary, hidden_size = model.get_output_embeddings().weight.shape

@@ -7,6 +7,7 @@ too. What can be said in none of these ways is refused. Source: the configuratio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -41,12 +42,23 @@ INDEX_LISTS = {"moe_layers": "ffn", "mlp_only_layers": "ffn", "attn_layer_indice
 LEADING_COUNTS = frozenset({"first_k_dense_replace", "num_dense_layers"})
 """How many blocks from the first on have a feed-forward part without experts."""
 
+TRAILING_COUNTS = frozenset({"num_kv_shared_layers"})
+"""How many blocks at the end read the keys and values of earlier ones."""
+
+REPEATED = frozenset({"block_types"})
+"""Lists of kinds that are repeated until every block has one."""
+
+BY_COUNT = {"minicpm3": "scale_depth"}
+"""By type, a factor that is divided by the root of the number of blocks."""
+
+READS_OVERRIDES = frozenset({"gemma4_text", "gemma4_unified_text"})
+"""Types whose own code reads the settings that single blocks have (per_layer_config)."""
+
 PERIODS = {"attn_layer_period": "attn_layer_offset", "expert_layer_period": "expert_layer_offset"}
 """Jamba's rules, the block counted from 0: index % period == offset."""
 
 BY_INDEX = {
     "scale_attn_by_inverse_layer_idx": "its attentions are scaled by the index of their block",
-    "num_kv_shared_layers": "its last blocks read keys and values of earlier ones",
     "moe_layer_interval": "which blocks have experts is said by an interval alone",
     "moe_layer_freq": "which blocks have experts is said by an interval alone",
     "hybrid_layer_ids": "its blocks share attentions",
@@ -63,7 +75,7 @@ def check_layer_config(config: PreTrainedConfig, packed: Sequence[PackedBlock]) 
                 f"no block can leave this model, since {reason} ({name}), which its configuration could not say of the "
                 "others; give another model"
             )
-    if getattr(config, "is_heterogeneous", False):
+    if getattr(config, "is_heterogeneous", False) and config.model_type not in READS_OVERRIDES:
         raise InputError(
             "no block can leave this model, since its configuration gives blocks settings of their own by index "
             "(per_layer_config), which few readers follow; take that entry out of config.json, or give another model"
@@ -87,6 +99,10 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
         elif isinstance(value, list) and len(value) == num_blocks and name not in NOT_PER_LAYER:
             kind = "ffn" if name in FFN_LISTS else "attn"
             cut[name] = [value[block.source(kind)] for block in packed]
+        elif name in REPEATED and value:
+            cut[name] = [value[block.source("attn") % len(value)] for block in packed]
+        elif name in TRAILING_COUNTS:
+            cut[name] = len(_where(packed, "attn", range(num_blocks - (value or 0), num_blocks).__contains__))
         elif name in LEADING_COUNTS:
             cut[name] = len(_where(packed, "ffn", range(value or 0).__contains__))
         elif name == "num_nextn_predict_layers" and value:
@@ -102,14 +118,32 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
     for period, offset in PERIODS.items():
         if period in entries:
             cut[period], cut[offset] = _period(config, period, offset, packed)
+    if factor := BY_COUNT.get(config.model_type):
+        cut[factor] = _same_quotient(entries[factor], num_blocks, len(packed))
+    overrides = {int(layer): values for layer, values in (entries.get("per_layer_config") or {}).items()}
+    if overrides:
+        config.per_layer_config = None
     config.num_hidden_layers = len(packed)
     for name, value in cut.items():
         setattr(config, name, value)
+    if overrides:
+        sources = [block.source("attn") for block in packed]
+        config.per_layer_config = {
+            index: overrides[source] for index, source in enumerate(sources) if source in overrides
+        }
     layer_types = getattr(config, "layer_types", None)
     if layer_types and getattr(config, "use_sliding_window", False) and hasattr(config, "max_window_layers"):
         # Says from which block on attention slides; readers without layer_types still go by it.
         full = [kind == "full_attention" for kind in layer_types]
         config.max_window_layers = full.index(False) if False in full else len(full)
+
+
+def _same_quotient(factor: float, num_blocks: int, num_kept: int) -> float:
+    """What divided by the root of one number is, bit for bit, what another was divided by the root of another."""
+    wanted = factor / math.sqrt(num_blocks)
+    found = wanted * math.sqrt(num_kept)
+    near = [found, math.nextafter(found, math.inf), math.nextafter(found, -math.inf)]
+    return min(near, key=lambda value: abs(value / math.sqrt(num_kept) - wanted))
 
 
 def _where(packed: Sequence[PackedBlock], kind: str, of_kind: Callable[[int], object]) -> list[int]:

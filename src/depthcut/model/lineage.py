@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
-from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.architectures import find_architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.packing import PackedBlock, pack
 from depthcut.types import InputError, Plan, Provenance, Removal
 

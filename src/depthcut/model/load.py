@@ -32,7 +32,8 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
-from depthcut.model.architectures import Architecture, find_architecture
+from depthcut.model.architectures import find_architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.checkpoint import check_directory, check_model, require_shapes, stored_shapes
 from depthcut.model.dequantise import dequantise
 from depthcut.model.device import chosen_device

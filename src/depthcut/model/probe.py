@@ -23,11 +23,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from depthcut.model.architectures import FAMILIES, REFUSED, Architecture, Branch, family_type, find_architecture
+from depthcut.model.architectures import FAMILIES, REFUSED, family_type, find_architecture
+from depthcut.model.branches import Architecture, Branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import PackedBlock
 from depthcut.model.stream import DecoderStream, probe
-from depthcut.model.wrappers import decoder_config
+from depthcut.model.whole_blocks import UnfitError, block_list, find_whole
+from depthcut.model.wrappers import decoder_config, num_blocks
 from depthcut.types import InputError, UnitKind
 
 NUM_TOKENS = 7
@@ -59,10 +61,6 @@ class _Call:
     num_outputs: int
 
 
-class _UnfitError(Exception):
-    """Why a type does not fit: a clause."""
-
-
 def know(config: PreTrainedConfig) -> str | None:
     """Makes a configuration's type known where it is not, so that `find_architecture` finds its row.
 
@@ -89,7 +87,7 @@ def row(model_type: str, architecture: Architecture) -> str:
     settings = "".join(
         f", {field.name}={getattr(architecture, field.name)!r}"
         for field in dataclasses.fields(architecture)
-        if field.name != "branches" and getattr(architecture, field.name) != field.default
+        if field.name != "branches" and getattr(architecture, field.name) not in (field.default, {})
     )
     return f'"{model_type}": Architecture({{{branches}}}{settings}),'
 
@@ -109,34 +107,36 @@ def examine(config: PreTrainedConfig) -> Architecture:
         InputError: its blocks are no residual branches on one stream; with the reason.
     """
     model_type = family_type(config)
-    try:
-        small = _small(config, [0, 1])
-        model = _random_model(small)
-        found = _find(model)
-        _prove(model, found, small)
-    except _UnfitError as unfit:
-        reason = str(unfit)
-    except InputError as refusal:
-        reason = str(refusal).removesuffix("; give another model")
-    except FAILURES as failure:
-        reason = f"it failed ({type(failure).__name__}: {(str(failure).splitlines() or [''])[0]})"
-    else:
-        return found
+    reasons = []
+    for find in (_find, lambda model: find_whole(model, num_blocks(model.config))):
+        try:
+            small = _small(config, [0, 1])
+            model = _random_model(small)
+            found = find(model)
+            _prove(model, found, small)
+        except UnfitError as unfit:
+            reasons.append(str(unfit))
+        except InputError as refusal:
+            reasons.append(str(refusal).removesuffix("; give another model"))
+        except FAILURES as failure:
+            reasons.append(f"it failed ({type(failure).__name__}: {(str(failure).splitlines() or [''])[0]})")
+        else:
+            return found
     raise InputError(
-        f"models of type {model_type!r} cannot be pruned: they have no row, and on examination {reason}; give another "
-        "model, or add a row (docs/adding-a-family.md)"
+        f"models of type {model_type!r} cannot be pruned: they have no row, and on examination {reasons[-1]}; give "
+        "another model, or add a row (docs/adding-a-family.md)"
     )
 
 
 def _small(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """A configuration of some blocks of another, with few tokens."""
     small = copy.deepcopy(config)
-    num_blocks = getattr(small, "num_hidden_layers", 0)
-    if num_blocks < 2:
-        raise _UnfitError("its configuration has no num_hidden_layers of at least 2")
+    count = getattr(small, "num_hidden_layers", 0)
+    if count < 2:
+        raise UnfitError("its configuration has no num_hidden_layers of at least 2")
     packed = [PackedBlock({"attn": layer, "ffn": layer}) for layer in layers]
     check_layer_config(small, packed)
-    cut_config(small, packed, num_blocks)
+    cut_config(small, packed, count)
     small.vocab_size = VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(small, name, 0)
@@ -144,10 +144,12 @@ def _small(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
 
 
 def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights that hide nothing: norms with weights that are not one, biases that are not zero."""
+    """Random weights that hide nothing: norms and factors that are not one, biases that are not zero."""
     generator = torch.Generator().manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in model.parameters():
+    stored = model.state_dict()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()]
+    for parameter in (*model.parameters(), *buffers):
         scale = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
         parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return model
@@ -155,9 +157,9 @@ def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 def _find(model: PreTrainedModel) -> Architecture:
     """The row that the second block's calls say."""
-    path, blocks = _block_list(model)
+    path, blocks = block_list(model, num_blocks(model.config))
     if dict(blocks[0].named_children()).keys() != dict(blocks[1].named_children()).keys():
-        raise _UnfitError("its blocks are of different kinds")
+        raise UnfitError("its blocks are of different kinds")
     input_ids = torch.arange(NUM_TOKENS)[None] % VOCABULARY
     with _calls({"": blocks[1], **dict(blocks[1].named_children())}) as calls:
         model(input_ids=input_ids, use_cache=False)
@@ -166,12 +168,12 @@ def _find(model: PreTrainedModel) -> Architecture:
     # What gives back what it was given (dropout) is none.
     norms = [call for call in calls if call not in cores and not _agree(call.returned, call.given)]
     if len(cores) not in (1, 2):
-        raise _UnfitError(
+        raise UnfitError(
             f"its blocks call {len(cores)} modules with matrices ({', '.join(c.name for c in cores)}), not 2"
         )
     mixes = [_mixes_tokens(call) for call in cores]
     if mixes != [True, False][: len(cores)]:
-        raise _UnfitError(f"its blocks do not mix tokens first and then work on each by itself ({cores[0].name} first)")
+        raise UnfitError(f"its blocks do not mix tokens first and then work on each by itself ({cores[0].name} first)")
     sources = [_before(call, norms) for call in cores]
     added = [_after(call, norms, source) for call, (source, _) in zip(cores, sources, strict=True)]
     _same(sources[0][0], block.given, f"its {cores[0].name} does not read the stream")
@@ -205,18 +207,6 @@ def _branch(call: _Call, before: tuple[str, ...], after: tuple[str, ...], shared
         num_outputs=call.num_outputs,
         adds_residual=_adds_residual(call),
     )
-
-
-def _block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The outermost list of as many modules as there are blocks."""
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
-    ]
-    if not found:
-        raise _UnfitError("it has no list of as many blocks as its configuration says")
-    return min(found, key=lambda entry: entry[0].count("."))
 
 
 def _mixes_tokens(call: _Call) -> bool:
@@ -273,15 +263,17 @@ def _prove(model: PreTrainedModel, found: Architecture, config: PreTrainedConfig
     alone = DecoderStream(_random_model(_small(config, [1])), found)
     alone.blocks[0].load_state_dict(stream.blocks[1].state_dict())
     batch, other = (engine.prepare(input_ids) for engine in (stream, alone))
+    # What the model hands to a block is the block's own matter where it is its share of a table.
+    given = batch if found.whole else other
     outputs = [
-        _first(engine.blocks[-1](batch.embedded, *of.calls[-1][0], **of.calls[-1][1]))
-        for engine, of in ((stream, batch), (alone, other))
+        engine.block(len(engine.blocks) - 1, batch.embedded, of.calls[-1])
+        for engine, of in ((stream, batch), (alone, given))
     ]
     _same(outputs[0], outputs[1], "its blocks compute with their index or their number")
 
 
 def _plus(stream: torch.Tensor, added: torch.Tensor, found: torch.Tensor, problem: str) -> None:
-    """Raises _UnfitError unless found = stream + a constant times what was added."""
+    """Raises UnfitError unless found = stream + a constant times what was added."""
     change = found - stream
     factor = (change * added).sum() / added.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     _same(change, factor * added, problem)
@@ -289,7 +281,7 @@ def _plus(stream: torch.Tensor, added: torch.Tensor, found: torch.Tensor, proble
 
 def _same(one: torch.Tensor, other: torch.Tensor, problem: str) -> None:
     if not _agree(one, other):
-        raise _UnfitError(problem)
+        raise UnfitError(problem)
 
 
 def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:

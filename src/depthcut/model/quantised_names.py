@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.packing import PackedBlock
 from depthcut.types import InputError
 

@@ -16,7 +16,6 @@ import inspect
 import platform
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.block_call import Beside, BlockCaller, blocks_replaced, inputs_of, outputs_of
+from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.device import free_cached_memory
 from depthcut.model.paging import pager_of
@@ -43,14 +43,13 @@ class Batch:
         input_ids: (sequences, length).
         attention_mask: same shape, 1 where there is a token; None when there are no pads.
         embedded: (sequences, length, hidden), the stream entering block 0.
-        calls: for every block, the positional arguments after the stream and the keyword arguments that the model
-            calls it with.
+        calls: for every block, by name, what the model gives it beside the stream.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None
     embedded: torch.Tensor
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    calls: tuple[dict[str, Any], ...]
 
     @property
     def token_mask(self) -> torch.Tensor:
@@ -71,7 +70,7 @@ class Run:
 
     Attributes:
         removed: units that are left out.
-        start: position in `units` to begin at; in families with parallel branches it must be the first of a block.
+        start: position in `units` to begin at, one that `entry` gives.
         stop: position to stop at, the end where left out; like `start`, the first of a block for such families.
         stream: (sequences, length, hidden) entering that position, or what gives it once runs before this one have come
             there; the embedding where left out.
@@ -110,6 +109,7 @@ class DecoderStream:
         else:
             # What runs side by side goes through a block, and at last through the head, several times.
             self.pager.make_hold(max(_bytes(part) for part in (*self.blocks, self._head())))
+        self._call = BlockCaller(architecture, self.blocks)
         self._rows_at_once: int | None = None
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -124,17 +124,25 @@ class DecoderStream:
             attention_mask = None
         input_ids = input_ids.to(self.model.device)
         attention_mask = None if attention_mask is None else attention_mask.to(self.model.device)
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        calls: list[dict[str, Any]] = []
         streams: list[torch.Tensor] = []
 
-        def record(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            streams.append(hidden_states)
-            calls.append((args, kwargs))
-            return hidden_states
+        def record(stream: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+            streams.append(stream)
+            calls.append(given)
+            return stream
 
-        with self._blocks_replaced(record):
+        with blocks_replaced(self.architecture, self.blocks, record):
             self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return Batch(input_ids, attention_mask, streams[0], tuple(calls))
+        return Batch(input_ids, attention_mask, self._call.embed(streams[0]), tuple(calls))
+
+    def entry(self, position: int) -> int:
+        """The last position up to the given one that a pass can be entered at.
+
+        Branches that read the same stream are entered together; and where blocks read more than the stream of earlier
+        ones, these have to run in the same pass.
+        """
+        return self.architecture.entry_position(position)
 
     def run(
         self,
@@ -150,7 +158,7 @@ class DecoderStream:
         Args:
             batch: from `prepare`.
             removed: units that are to add nothing.
-            start: position to begin at; with `parallel` branches the first of a block.
+            start: position to begin at, one that `entry` gives.
             stop: position to stop at, the end where left out.
             stream: (sequences, length, hidden) entering `start`; the embedding where left out.
             visit: sees the stream around every unit, the removed ones too (for them before = after).
@@ -168,18 +176,20 @@ class DecoderStream:
         """
         per_block = len(self.architecture.branches)
         stops = [len(self.units) if run.stop is None else run.stop for run in runs]
-        if self.architecture.parallel and any(
-            run.start % per_block or stop % per_block for run, stop in zip(runs, stops, strict=True)
+        if any(
+            run.start != self.entry(run.start) or (self.architecture.parallel and stop % per_block)
+            for run, stop in zip(runs, stops, strict=True)
         ):
-            raise ValueError("branches that read the same stream can only be entered and left at their block's start")
+            raise ValueError("a pass can only be entered and left where all that its blocks read is there")
         streams: list[torch.Tensor | None] = [None] * len(runs)
+        beside = [Beside() for _ in runs]
         for layer in range(min((run.start for run in runs), default=0) // per_block, len(self.blocks)):
             for index, (run, stop) in enumerate(zip(runs, stops, strict=True)):
                 if run.start < (layer + 1) * per_block and layer * per_block < stop:
-                    streams[index] = self._run_layer(run, stop, layer, _entering(run, streams[index]))
+                    streams[index] = self._run_layer(run, stop, layer, _entering(run, streams[index]), beside[index])
         return [_entering(run, stream) for run, stream in zip(runs, streams, strict=True)]
 
-    def _run_layer(self, run: Run, stop: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+    def _run_layer(self, run: Run, stop: int, layer: int, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
         """What of a run lies in one block."""
         per_block = len(self.architecture.branches)
         begin = layer * per_block
@@ -192,7 +202,16 @@ class DecoderStream:
             return hidden
         self.unit_evaluations += kept * len(hidden)
         with bypass(self.model, self.architecture, absent):
-            return self._run_block(run.batch, layer, hidden, units[len(passed) :], run.visit)
+            return self._run_block(run.batch, layer, hidden, units[len(passed) :], run.visit, beside)
+
+    def block(self, layer: int, stream: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """One block by itself.
+
+        Args:
+            stream: (sequences, length, hidden) entering it.
+            given: what the model gives it beside the stream, of `Batch.calls`.
+        """
+        return self._call(layer, stream, given, Beside())
 
     def stream_bytes(self, input_ids: torch.Tensor) -> int:
         """What the stream of a batch takes.
@@ -215,7 +234,13 @@ class DecoderStream:
             yield range(begin, min(begin + step, num_items))
 
     def _run_block(
-        self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
+        self,
+        batch: Batch,
+        layer: int,
+        hidden: torch.Tensor,
+        units: tuple[Unit, ...],
+        visit: Visitor | None,
+        beside: Beside,
     ) -> torch.Tensor:
         """A block on a whole batch, or on parts of it once memory did not suffice for so many sequences.
 
@@ -228,9 +253,10 @@ class DecoderStream:
             seen: list[tuple[Unit | int, torch.Tensor, torch.Tensor]] = []
             keep = None if visit is None else lambda *around: seen.append(around)
             try:
-                output = self._call_block(batch, layer, hidden, units, keep)
+                output = self._call_block(batch, layer, hidden, units, keep, beside)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                # What blocks hand on beside the stream is that of the whole batch.
+                if not is_out_of_memory(error) or self.architecture.last_entry is not None:
                     raise
                 self._run_fewer_at_once(batch.input_ids.shape, error)
             else:
@@ -265,7 +291,7 @@ class DecoderStream:
             mask = None if batch.attention_mask is None else batch.attention_mask[rows]
             part = self.prepare(batch.input_ids[rows], mask)
             keep = None if visit is None else lambda unit, *around: seen.setdefault(unit, []).append(around)
-            outputs.append(self._run_block(part, layer, hidden[rows], units, keep))
+            outputs.append(self._run_block(part, layer, hidden[rows], units, keep, Beside()))
         for unit, around in seen.items():
             assert visit is not None
             before, after = (torch.cat(streams) for streams in zip(*around, strict=True))
@@ -273,21 +299,26 @@ class DecoderStream:
         return torch.cat(outputs)
 
     def _call_block(
-        self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
+        self,
+        batch: Batch,
+        layer: int,
+        hidden: torch.Tensor,
+        units: tuple[Unit, ...],
+        visit: Visitor | None,
+        beside: Beside,
     ) -> torch.Tensor:
-        block = self.blocks[layer]
-        args, kwargs = batch.calls[layer]
+        given = batch.calls[layer]
         if visit is None:
-            return _first(block(hidden, *args, **kwargs))
+            return self._call(layer, hidden, given, beside)
         if self.architecture.parallel:
-            with _outputs([self._modules(unit)[-1] for unit in units]) as contributions:
-                output = _first(block(hidden, *args, **kwargs))
+            with outputs_of([self._modules(unit)[-1] for unit in units]) as contributions:
+                output = self._call(layer, hidden, given, beside)
             for unit, contribution in zip(units, contributions, strict=True):
                 visit(unit, hidden, hidden + contribution)
             visit(layer, hidden, output)
             return output
-        with _inputs([self._modules(unit)[0] for unit in units[1:]]) as between:
-            output = _first(block(hidden, *args, **kwargs))
+        with inputs_of([self._modules(unit)[0] for unit in units[1:]]) as between:
+            output = self._call(layer, hidden, given, beside)
         # OPT joins sequences before its feed-forward part.
         streams = [hidden, *(stream.view_as(hidden) for stream in between), output]
         for unit, before, after in zip(units, streams, streams[1:], strict=False):
@@ -322,7 +353,7 @@ class DecoderStream:
         for begin in range(0, length, step):
             positions = slice(begin, min(begin + step, length))
             selection = {"logits_to_keep": torch.arange(positions.start, positions.stop, device=stream.device)}
-            with self._blocks_replaced(lambda *_, **__: stream):
+            with blocks_replaced(self.architecture, self.blocks, lambda *_: self._call.inner(stream)):
                 output = self.model(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,
@@ -330,23 +361,6 @@ class DecoderStream:
                     **(selection if self._can_select_logits else {}),
                 )
             yield positions, output.logits
-
-    @contextmanager
-    def _blocks_replaced(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-        """While open, every block runs `forward`, which returns the stream, instead of its own."""
-        rest = (None,) * (self.architecture.block_outputs - 1)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            stream = forward(*args, **kwargs)
-            return (stream, *rest) if rest else stream
-
-        try:
-            for block in self.blocks:
-                block.forward = run
-            yield
-        finally:
-            for block in self.blocks:
-                block.__dict__.pop("forward", None)
 
 
 def _entering(run: Run, stream: torch.Tensor | None) -> torch.Tensor:
@@ -370,44 +384,6 @@ def _keep_freed_memory() -> None:
 
 def _bytes(part: nn.Module | list[nn.Parameter]) -> int:
     return sum(parameter.nbytes for parameter in (part.parameters() if isinstance(part, nn.Module) else part))
-
-
-def _first(output: Any) -> torch.Tensor:
-    """The stream among what a block or branch returns."""
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _inputs(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collects the first input of each module as it is called."""
-    seen: list[torch.Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _outputs(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collects the stream that each module returns, in the order of the list."""
-    seen: dict[nn.Module, torch.Tensor] = {}
-    # Copies: Falcon adds the attention's output to the feed-forward part's in place.
-    handles = [
-        module.register_forward_hook(lambda m, _, out: seen.update({m: _first(out).clone()})) for module in modules
-    ]
-    collected: list[torch.Tensor] = []
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-        collected.extend(seen[module] for module in modules if module in seen)
 
 
 @torch.no_grad()
@@ -436,12 +412,12 @@ def probe(stream: DecoderStream, input_ids: torch.Tensor) -> None:
     per_block = len(stream.architecture.branches)
     for start in range(0, len(stream.units), per_block if stream.architecture.parallel else 1):
         block_end = start - start % per_block + per_block
-        if not torch.equal(stream.run(batch, start=start, stop=block_end, stream=kept[start]), kept[block_end]):
+        entry = stream.entry(start)
+        if not torch.equal(stream.run(batch, start=entry, stop=block_end, stream=kept[entry]), kept[block_end]):
             problem = problem or f"the pass resumed at {stream.units[start]}"
         absent = stream.units[start - start % per_block : block_end]
-        with bypass(stream.model, stream.architecture, absent):
-            args, kwargs = batch.calls[start // per_block]
-            through = _first(stream.blocks[start // per_block](kept[start], *args, **kwargs))
+        # Given something to show the stream to, the engine runs bypassed blocks, too.
+        through = stream.run(batch, absent, entry, block_end, kept[entry], visit=lambda *_: None)
         if not torch.equal(through, kept[start]):
             problem = problem or f"block {start // per_block} bypassed"
     if problem:

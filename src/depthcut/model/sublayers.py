@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, Architecture, Branch, find_architecture
+from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, find_architecture
+from depthcut.model.branches import Architecture, Branch
 from depthcut.model.bypass import Emulation, RemovedFFN, RemovedMixer, remove_branch
 from depthcut.types import InputError, Unit
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.quantisation import num_elements
 from depthcut.model.wrappers import auto_class
 from depthcut.types import InputError, Unit, UnitKind, UnitSize
@@ -89,6 +89,9 @@ def unit_parameters(model: PreTrainedModel, architecture: Architecture) -> dict[
         counted: set[str] = set()
         for kind, of_kind in architecture.branches.items():
             branch = of_kind.of(block)
+            if not branch.core:
+                units[Unit(layer, kind)] = list(block.parameters())
+                continue
             # A norm that branches share is counted with the first of them: it goes with the whole block.
             names = [name for name in (*branch.shared_norms, *branch.modules) if name not in counted]
             counted.update(names)
@@ -100,20 +103,22 @@ def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSi
     """Sizes of a model, on any device (the meta device too)."""
     units: dict[Unit, UnitSize] = {}
     blocks = architecture.block_list(model)
+    holder = model.get_submodule(architecture.blocks.rpartition(".")[0])
+    share = sum(holder.get_parameter(path).numel() for path in architecture.tables) // len(blocks)
     for unit, weights in unit_parameters(model, architecture).items():
         block = blocks[unit.layer]
         branch = architecture.branches[unit.kind].of(block)
         own = any(True for name in branch.modules for _ in getattr(block, name).parameters())
-        units[unit] = UnitSize(
-            parameters=sum(map(num_elements, weights)),
-            kv_bytes_per_token=_kv_bytes(model, unit.kind, getattr(block, branch.core)) if own else 0,
-        )
+        kv_bytes = 0
+        if own:
+            kv_bytes = _kv_bytes(model, unit.kind, getattr(block, branch.core)) if branch.core else _kept(model, block)
+        units[unit] = UnitSize(parameters=sum(map(num_elements, weights)) + share, kv_bytes_per_token=kv_bytes)
     return ModelSizes(sum(num_elements(parameter) for parameter in model.parameters()), units)
 
 
 def attends(kind: UnitKind, core: nn.Module) -> bool:
     """Whether a unit is an attention, which keeps keys; a mixer is one only where it has a map for them."""
-    return kind == "attn" or hasattr(core, "k_proj")
+    return kind == "attn" or any(hasattr(module, "k_proj") for module in core.modules())
 
 
 def _kv_bytes(model: PreTrainedModel, kind: UnitKind, core: nn.Module) -> int:
@@ -126,6 +131,13 @@ def _kv_bytes(model: PreTrainedModel, kind: UnitKind, core: nn.Module) -> int:
         numbers = int(config.kv_lora_rank + config.qk_rope_head_dim)
     else:
         numbers = 2 * _num_kv_heads(config) * head_dim(config)
+    return numbers * int(model.dtype.itemsize)
+
+
+def _kept(model: PreTrainedModel, block: nn.Module) -> int:
+    """Bytes of what the maps of a whole block for keys and values give, where it has such."""
+    maps = [getattr(module, name, None) for module in block.modules() for name in ("k_proj", "v_proj")]
+    numbers = sum(int(linear.weight.shape[0]) for linear in maps if isinstance(linear, nn.Linear))
     return numbers * int(model.dtype.itemsize)
 
 

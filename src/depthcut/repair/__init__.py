@@ -11,7 +11,7 @@ from typing import Protocol
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.calibration import Samples
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.precision import round_weights
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.bypass import Emulation
 from depthcut.repair import REPAIRS, Damage, Repaired
 from depthcut.repair.moments import FITTED, HELD_OUT, Moments, held_out_sequences

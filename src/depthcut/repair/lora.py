@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.repair import REPAIRS, Damage, Repaired
 from depthcut.repair.training.folder import training_folder
 from depthcut.repair.training.goals import NextToken

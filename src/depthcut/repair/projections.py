@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from depthcut.model.architectures import Branch
+from depthcut.model.branches import Branch
 from depthcut.model.paging import like
 
 

@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.stream import DecoderStream, Run
 from depthcut.repair import REPAIRS, Damage, Repaired
 from depthcut.repair.front_to_back import Change, FrontToBack, Group

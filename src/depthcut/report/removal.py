@@ -12,8 +12,8 @@ from itertools import accumulate
 from depthcut.report.table import UNKNOWN, change_text, value_text
 from depthcut.types import Plan
 
-_SINGULAR = {"attn": "attention", "ffn": "FFN", "mixer": "mixer"}
-_PLURAL = {"attn": "attentions", "ffn": "FFNs", "mixer": "mixers"}
+_SINGULAR = {"attn": "attention", "ffn": "FFN", "mixer": "mixer", "block": "block"}
+_PLURAL = {"attn": "attentions", "ffn": "FFNs", "mixer": "mixers", "block": "blocks"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.objectives import find_objective
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.model.units import ModelSizes
 from depthcut.registry import Registry
 from depthcut.types import Cost, InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
@@ -122,7 +122,7 @@ class Problem:
 
     Attributes:
         unit: what one step removes.
-        protected: units that must stay.
+        protected: units that must stay; those of blocks that the family cannot do without are added.
         scores: the static scores, where the search asks for them.
         ablation: what the output loses without a set of units, where the search asks for it.
         held_out: the objective that has a ceiling, on calibration text that decides nothing else.
@@ -149,6 +149,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", self.architecture.units(self.num_blocks))
+        staying = {unit for unit in self.units if unit.layer in self.architecture.staying}
+        object.__setattr__(self, "protected", self.protected | staying)
 
     @property
     def num_removable(self) -> int:

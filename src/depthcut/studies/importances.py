@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from depthcut.calibration import Samples
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.process.progress import progress
 from depthcut.run.plan import make_ablation
 from depthcut.run.session import Loaded

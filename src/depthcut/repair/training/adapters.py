@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthcut.model.architectures import Architecture
+from depthcut.model.branches import Architecture
 from depthcut.repair import Damage, Repaired
 from depthcut.repair.training.copies import copy_to_train, with_tensors
 from depthcut.repair.training.goals import Goal, NextToken

@@ -1,0 +1,181 @@
+"""Calls blocks as their model does: a block is given the stream and gives it back, whatever else goes in and comes out.
+
+To everything else a stream is (sequences, length, width). Some families carry several streams side by side, in a tensor
+of four dimensions; some hand on more than the stream from block to block; and in some, later blocks read keys and
+values of earlier ones. What a pass hands on beside the stream is kept with the pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import KVSharingDict
+
+from depthcut.model.branches import Architecture
+
+
+@dataclass
+class Beside:
+    """What the blocks of one pass hand on beside the stream.
+
+    Attributes:
+        carried: by name of the parameter that takes it.
+        shared: keys and values that later blocks read.
+    """
+
+    carried: dict[str, Any] = field(default_factory=dict)
+    shared: KVSharingDict = field(default_factory=KVSharingDict)
+
+
+def bind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The stream that a block is given, and by name what else."""
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return given.pop(names[0]), given
+
+
+def first(output: Any) -> torch.Tensor:
+    """The stream among what a block or branch returns."""
+    return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
+
+
+def returned(architecture: Architecture, stream: torch.Tensor, given: dict[str, Any]) -> Any:
+    """What a block returns that passes on the stream, and what else it was given."""
+    if architecture.block_outputs == 1:
+        return stream
+    carried = [given.get(name) for name in architecture.carried]
+    return (stream, *carried, *[None] * (architecture.block_outputs - 1 - len(carried)))
+
+
+@contextmanager
+def blocks_replaced(
+    architecture: Architecture, blocks: nn.ModuleList, run: Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
+) -> Iterator[None]:
+    """While open, every block gives what `run` makes of the stream and of what else it is given, instead of its own."""
+
+    def replace(block: nn.Module) -> None:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream, given = bind(block, args, kwargs)
+            return returned(architecture, run(stream, given), given)
+
+        block.forward = forward
+
+    try:
+        for block in blocks:
+            replace(block)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def skip(architecture: Architecture, block: nn.Module) -> None:
+    """Has a block pass on the stream as it is, until its `forward` is taken away; what belongs before it still runs."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        stream, given = bind(block, args, kwargs)
+        if entry := entry_of(architecture, block):
+            stream = entry(stream)
+        return returned(architecture, stream, given)
+
+    block.forward = forward
+
+
+def entry_of(architecture: Architecture, block: nn.Module) -> nn.Module | None:
+    """What stands in the first block and belongs before it."""
+    return getattr(block, architecture.entry, None) if architecture.entry else None
+
+
+class BlockCaller:
+    """Runs single blocks of one model on streams of (sequences, length, width).
+
+    Args:
+        blocks: of the model.
+    """
+
+    def __init__(self, architecture: Architecture, blocks: nn.ModuleList) -> None:
+        self.architecture = architecture
+        self.blocks = blocks
+        self._inner: torch.Size = torch.Size()
+
+    def outer(self, native: torch.Tensor) -> torch.Tensor:
+        """A stream as everything else sees it: streams side by side become one that is as wide as all."""
+        if native.dim() == 3:
+            return native
+        side_by_side = native.movedim(0, 2) if self.architecture.streams_first else native
+        self._inner = side_by_side.shape[2:]
+        return side_by_side.flatten(2)
+
+    def inner(self, stream: torch.Tensor) -> torch.Tensor:
+        """A stream as the model's blocks take it."""
+        if not self._inner:
+            return stream
+        side_by_side = stream.view(*stream.shape[:2], *self._inner)
+        return side_by_side.movedim(2, 0) if self.architecture.streams_first else side_by_side
+
+    def embed(self, native: torch.Tensor) -> torch.Tensor:
+        """The stream entering the blocks, of what the first block is given."""
+        entry = entry_of(self.architecture, self.blocks[0])
+        return self.outer(native if entry is None else entry(native))
+
+    def __call__(self, layer: int, stream: torch.Tensor, given: dict[str, Any], beside: Beside) -> torch.Tensor:
+        """One block.
+
+        Args:
+            given: by name, what the model gives the block beside the stream.
+            beside: of this pass; what the block hands on is put there.
+        """
+        block = self.blocks[layer]
+        given = {name: beside.shared if isinstance(value, KVSharingDict) else value for name, value in given.items()}
+        entry = self.architecture.entry if layer == 0 and entry_of(self.architecture, block) else ""
+        if entry:
+            # The stream has been through it.
+            module = getattr(block, entry)
+            setattr(block, entry, nn.Identity())
+        try:
+            output = block(self.inner(stream), **given | beside.carried)
+        finally:
+            if entry:
+                setattr(block, entry, module)
+        if self.architecture.carried:
+            beside.carried = dict(zip(self.architecture.carried, output[1:], strict=False))
+        return self.outer(first(output))
+
+
+@contextmanager
+def inputs_of(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collects the first input of each module as it is called."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def outputs_of(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collects the stream that each module returns, in the order of the list."""
+    seen: dict[nn.Module, torch.Tensor] = {}
+    # Copies: Falcon adds the attention's output to the feed-forward part's in place.
+    handles = [
+        module.register_forward_hook(lambda m, _, out: seen.update({m: first(out).clone()})) for module in modules
+    ]
+    collected: list[torch.Tensor] = []
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+        collected.extend(seen[module] for module in modules if module in seen)

@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
         dtype=options.dtype,
         unit=options.unit,
         remove=options.remove,
-        search=options.search,
+        method=f"greedy,strategy={options.search}",
         repair="none",
         calibration_samples=options.samples,
         calibration_length=options.length,

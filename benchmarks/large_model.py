@@ -21,7 +21,16 @@ from depthcut.model.load import resolve
 
 RUNS = {
     "ShortGPT, 25 %": ["--method", "shortgpt", "--remove", "25%", "--repair", "none"],
-    "greedy over blocks, 2": ["--unit", "block", "--search", "exhaustive", "--remove", "2", "--repair", "none"],
+    "greedy over blocks, 2": [
+        "--unit",
+        "block",
+        "--method",
+        "greedy,strategy=exhaustive",
+        "--remove",
+        "2",
+        "--repair",
+        "none",
+    ],
     "ShortGPT, 25 %, refit": ["--method", "shortgpt", "--remove", "25%", "--repair", "refit"],
 }
 MEASURED = """

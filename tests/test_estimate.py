@@ -103,7 +103,7 @@ def test_scoring_and_search_take_the_operations_that_were_estimated(family):
         ablation = Ablation(stream, text, "kl")
         Greedy(strategy="exhaustive", swap=False).path(posed(stream, ablation))
     expected = estimate(
-        recipe(search="exhaustive", swap=False),
+        recipe(method="greedy,strategy=exhaustive", swap=False),
         posed(stream),
         measure_work(model, stream.architecture),
         ROOM,
@@ -202,7 +202,7 @@ def test_memory_follows_what_a_search_keeps():
     ablation = Ablation(stream, tiny.samples(SAMPLES, LENGTH), "kl")
     ablation([])
     kept = ablation.kept_bytes
-    options = recipe(search="exhaustive")
+    options = recipe(method="greedy,strategy=exhaustive")
     search = next(
         phase for phase in estimate(options, posed(stream), work, ROOM, weight_bytes=0).phases if phase.name == "search"
     )

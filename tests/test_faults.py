@@ -403,7 +403,7 @@ cli.main()
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_with_one_line_and_the_run_goes_on(llama, tmp_path, number, code):
-    options = OPTIONS | {"calibration_samples": 48, "calibration_length": 64, "search": "exhaustive"}
+    options = OPTIONS | {"calibration_samples": 48, "calibration_length": 64, "method": "greedy,strategy=exhaustive"}
     output = tmp_path / "out"
     # It computes on and on until the signal, so that this comes in the middle on a machine of any speed.
     script = tmp_path / "holds.py"

@@ -113,7 +113,7 @@ def test_settings_are_numbers_truths_words_and_lists():
 
 def test_a_short_form_is_the_same_setting():
     said = Recipe.build(model="x", method="greedy,strategy=exhaustive,swap=false,objective=js", remove="2")
-    short = Recipe.build(model="x", search="exhaustive", swap=False, objective="js", remove="2")
+    short = Recipe.build(model="x", method="greedy,strategy=exhaustive", swap=False, objective="js", remove="2")
     assert said.build_search() == short.build_search() == Greedy(objective="js", strategy="exhaustive", swap=False)
     assert said.method_settings.keys() == short.method_settings.keys()
 

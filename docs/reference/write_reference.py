@@ -1,6 +1,6 @@
 """Writes what the site says about commands and names: taken from the program itself while the site is built.
 
-A page holds `<!-- commands -->` or `<!-- names -->` where these go, so that no copy of them can grow old.
+A page holds `<!-- commands -->`, `<!-- names -->` or `<!-- options -->` where these go, so that no copy can grow old.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typer
 
 from depthcut.cli import app
 
-COMMANDS, NAMES = "<!-- commands -->", "<!-- names -->"
+COMMANDS, NAMES, OPTIONS = "<!-- commands -->", "<!-- names -->", "<!-- options -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -21,6 +21,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         markdown = markdown.replace(COMMANDS, commands())
     if NAMES in markdown:
         markdown = markdown.replace(NAMES, names())
+    if OPTIONS in markdown:
+        markdown = markdown.replace(OPTIONS, options())
     return markdown
 
 
@@ -70,6 +72,17 @@ def _default(option: Any) -> str:
     if isinstance(option.default, bool):
         return ("yes" if option.default else "no") if option.secondary_opts else ""
     return "" if option.default in (None, "", ()) else f"`{option.default}`"
+
+
+def options() -> str:
+    """The fields of a recipe, as Markdown."""
+    from depthcut.run.options import Options
+
+    rows = [
+        (f"`{name}`", "required" if field.is_required() else f"`{field.default!r}`", field.description or "")
+        for name, field in Options.model_fields.items()
+    ]
+    return _table(("field", "default", "meaning"), rows)
 
 
 def names() -> str:

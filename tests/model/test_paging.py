@@ -216,7 +216,9 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [["--method", "shortgpt"], ["--unit", "block", "--search", "exhaustive"]])
+@pytest.mark.parametrize(
+    "options", [["--method", "shortgpt"], ["--unit", "block", "--method", "greedy,strategy=exhaustive"]]
+)
 def test_a_whole_run_stays_within_its_budget(large, tmp_path, options):
     output = tmp_path / "out"
     command = ["prune", str(large), "-o", str(output), "--remove", "1", "--memory-budget", f"{BUDGET // 2**20}MiB"]

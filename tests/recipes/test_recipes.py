@@ -153,7 +153,7 @@ def test_a_study_in_a_file_is_the_study_of_the_command_line(write, model, comman
     [
         ({"study": "swep"}, "unknown study 'swep'; did you mean sweep?"),
         ({"study": "sweep", "methods": ["shrtgpt"], "remove": 2}, "unknown method 'shrtgpt'; did you mean shortgpt?"),
-        ({"study": "sweep", "remove": 2}, "the recipe is not valid: methods: Field required"),
+        ({"study": "sweep", "methods": [], "remove": 2}, "no method was named; give some with --methods"),
         (
             {"study": "sweep", "methods": ["uidl"], "method": "uidl", "remove": 2},
             "the study sweep takes no method; leave it out",

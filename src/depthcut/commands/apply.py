@@ -8,65 +8,42 @@ from typing import Annotated
 
 import typer
 
-from depthcut.commands.options import (
-    Device,
-    Dtype,
-    Evaluation,
-    EvaluationLength,
-    EvaluationSamples,
-    Model,
-    Output,
-    Overwrite,
-    PushToHub,
-    Repair,
-    RepairSamples,
-    RepairText,
-    Revision,
-    SaveDtype,
-    Speed,
-    TrustRemoteCode,
-    recipe_of,
-)
+from depthcut.commands.options import Given, Output, Overwrite, PushToHub, takes
 from depthcut.commands.terminal import command_line, print_measurements, print_result
 from depthcut.commands.upload import require_token, upload
+from depthcut.run.options import EVALUATION, MODEL, REPAIR
 from depthcut.types import InputError, Plan
 
 
+@takes(MODEL, EVALUATION, REPAIR, without=("compare",), defaults={"repair": "none"})
 def apply(
+    options: Given,
     context: typer.Context,
-    model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan for this model.")],
     output_dir: Output,
     steps: Annotated[int | None, typer.Option(help="Apply only the first steps of the path.")] = None,
     to: Annotated[
         str, typer.Option(help="hf, or gguf: prune a .gguf as it is, its tensors copied byte for byte, unmeasured.")
     ] = "hf",
-    evaluation: Evaluation = "stdlib",
-    evaluation_samples: EvaluationSamples = 16,
-    evaluation_length: EvaluationLength = 512,
-    repair: Repair = "none",
-    repair_text: RepairText = None,
-    repair_samples: RepairSamples = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    save_dtype: SaveDtype = "auto",
-    device: Device = "auto",
-    speed: Speed = True,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
     """Apply a plan that was found before, or its first steps."""
     if to != "hf":
-        _apply_to_gguf(context, to, model, plan_file, output_dir, steps, overwrite)
+        _apply_to_gguf(context, to, options["model"], plan_file, output_dir, steps, overwrite)
         return
     from depthcut.run.apply import apply_plan
     from depthcut.run.by_hand import read_plan
+    from depthcut.run.recipe import Recipe
 
     require_token(push_to_hub)
-    recipe = recipe_of(context)
     result = apply_plan(
-        recipe, partial(read_plan, plan_file), output_dir, num_steps=steps, overwrite=overwrite, command=command_line()
+        Recipe.build(**options),
+        partial(read_plan, plan_file),
+        output_dir,
+        num_steps=steps,
+        overwrite=overwrite,
+        command=command_line(),
     )
     print_result(result, output_dir)
     upload(output_dir, push_to_hub)

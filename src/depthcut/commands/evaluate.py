@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthcut.commands.options import (
-    Device,
-    Dtype,
-    EvaluationLength,
-    EvaluationSamples,
-    Generation,
-    IncludePath,
-    Limit,
-    NumFewshot,
-    Seed,
-    Speed,
-    TrustRemoteCode,
-)
+from depthcut.commands.options import Given, takes
 from depthcut.commands.terminal import print_measurements
-from depthcut.registry import split_names
+from depthcut.run.options import TASKS
 from depthcut.types import (
     InputError,
     Measurement,
@@ -41,36 +29,26 @@ RESULTS = "results.json"
 GENERATION = "generation.json"
 
 
+@takes("evaluation_samples", "evaluation_length", TASKS, "dtype", "device", "trust_remote_code", "speed", "seed")
 def evaluate(
+    options: Given,
     directories: Annotated[list[str], typer.Argument(metavar="DIR...", help="Directories of pruned models.")],
     dense: Annotated[str | None, typer.Option(help="The dense model; by default the one in DIR/plan.json.")] = None,
     text: Annotated[
         list[str] | None,
         typer.Option("--text", "--evaluation", help="SOURCE for perplexity and KL; may be given several times."),
     ] = None,
-    evaluation_samples: EvaluationSamples = 16,
-    evaluation_length: EvaluationLength = 512,
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness by its names: arc_easy,piqa.")] = "",
-    num_fewshot: NumFewshot = None,
-    limit: Limit = None,
-    include_path: IncludePath = None,
     batch_size: Annotated[str, typer.Option(help="Requests of a task run together: auto or a number.")] = "auto",
     confirm_run_unsafe_code: Annotated[
         bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model writes.")
     ] = False,
-    generation: Generation = False,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Folder that keeps tasks' results; ~/.cache/depthcut/evaluation by default.")
     ] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    speed: Speed = True,
     engine: Annotated[
         str,
         typer.Option(help="Where speed is measured: transformers, llama.cpp or vllm; in the last two nothing else is."),
     ] = "transformers",
-    seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the measurements here, not to DIR/results.json.")
     ] = None,
@@ -89,16 +67,9 @@ def evaluate(
     from depthcut.run.evaluate import Measured, engine_speed, evaluate_models
     from depthcut.run.recipe import Recipe
 
-    recipe = Recipe.build(
-        model=dense or _dense_of(directories),
-        evaluation_samples=evaluation_samples,
-        evaluation_length=evaluation_length,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        speed=speed,
-        seed=seed,
-    )
+    tasks, generation = options.pop("tasks"), options.pop("generation")
+    chosen = {name: options.pop(name) for name in ("num_fewshot", "limit", "include_path")}
+    recipe = Recipe.build(model=dense or _dense_of(directories), **options)
     found: dict[str, Measured] = {}
     told: list[str] = []
     if engine != "transformers":
@@ -111,11 +82,11 @@ def evaluate(
         if tasks:
             check_cache(cache)
         questions = Questions(
-            suite=_suite(tasks, num_fewshot, limit, include_path, confirm_run_unsafe_code),
+            suite=_suite(tasks, chosen, confirm_run_unsafe_code),
             generation=generation,
             batch_size=batch_size,
             cache=cache,
-            seed=seed,
+            seed=recipe.seed,
         )
         for directory, each in evaluate_models(recipe, directories, questions, text or ()):
             found[directory] = each
@@ -142,22 +113,14 @@ def _dense_of(directories: Sequence[str]) -> str:
     return first.source
 
 
-def _suite(
-    tasks: str, num_fewshot: int | None, limit: str | None, include_path: str | None, unsafe_code: bool
-) -> Suite | None:
+def _suite(tasks: Sequence[str], chosen: Mapping[str, Any], unsafe_code: bool) -> Suite | None:
     if not tasks:
-        if num_fewshot is not None or limit is not None or include_path is not None:
+        if any(value is not None for value in chosen.values()):
             raise InputError("--num-fewshot, --limit and --include-path are about tasks; name some with --tasks")
         return None
     from depthcut.evaluation.suite import load_suite
 
-    return load_suite(
-        split_names(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        include_path=include_path,
-        unsafe_code=unsafe_code,
-    )
+    return load_suite(tasks, **chosen, unsafe_code=unsafe_code)
 
 
 def _side_by_side(found: Mapping[str, Sequence[Measurement]]) -> list[Measurement]:

@@ -6,16 +6,13 @@ from typing import Annotated
 
 import typer
 
-from depthcut.commands.options import (
-    Dtype,
-    Output,
-    Overwrite,
-    PushToHub,
-)
+from depthcut.commands.options import Given, Output, Overwrite, PushToHub, takes
 from depthcut.commands.upload import require_token, upload
 
 
+@takes("dtype")
 def export(
+    options: Given,
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or any model.")],
     output_dir: Output,
     to: Annotated[str, typer.Option(help="Form to write: hf, gguf, nemotron-nas or zeroed (see depthcut ls).")] = "hf",
@@ -23,7 +20,6 @@ def export(
         str | None,
         typer.Option(help="For gguf: f32, f16, bf16, q8_0, or a type of your llama-quantize; by default the model's."),
     ] = None,
-    dtype: Dtype = "auto",
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
@@ -31,6 +27,6 @@ def export(
     from depthcut.run.export import export_model
 
     require_token(push_to_hub)
-    note = export_model(directory, to, output_dir, dtype=dtype, tensor_type=tensor_type, overwrite=overwrite)
+    note = export_model(directory, to, output_dir, dtype=options["dtype"], tensor_type=tensor_type, overwrite=overwrite)
     print("\n".join(filter(None, [f"written to {output_dir}", note])))
     upload(output_dir, push_to_hub)

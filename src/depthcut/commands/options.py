@@ -1,20 +1,156 @@
-"""Options of the command line that several commands share, and the recipe that they make."""
+"""Options of the command line: those of a run, made from the fields of `Options`, and those that write or show it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic.fields import FieldInfo
 
 from depthcut.registry import split_names
+from depthcut.run.options import FORMS, PANELS, RUN, Options, option_of
+from depthcut.types import Record
 
-if TYPE_CHECKING:
-    from depthcut.run.recipe import Recipe
+Given = dict[str, Any]
+"""What a command was given of the fields that it takes, by name."""
 
-LISTS = {"protect", "tasks", "compare", "export"}
-"""Options that take several names, separated by commas."""
+Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.", rich_help_panel=FORMS)]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an earlier result in the output directory.", rich_help_panel=FORMS),
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="USER/NAME",
+        help="Push OUT to this repository of the Hugging Face hub, private where new.",
+        rich_help_panel=FORMS,
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=RUN)]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Evaluate one of N shares of the search and end; see depthcut merge.",
+        rich_help_panel=RUN,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the plan or its cost, and what the run takes; write nothing.", rich_help_panel=RUN
+    ),
+]
+DeviceProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-profile",
+        help="Of --dry-run: hours on here (measured), a100, h100, h200 or rtx4090.",
+        rich_help_panel=RUN,
+    ),
+]
+Devices = Annotated[int | None, typer.Option("--devices", help="Of --dry-run: that many of them.", rich_help_panel=RUN)]
+
+
+def takes(
+    *fields: str,
+    without: tuple[str, ...] = (),
+    record: type[Record] | None = None,
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of some fields of a run; it is called with what was given of them as `options`.
+
+    Args:
+        fields: names of fields of `Options`, or headings for all fields under them.
+        without: fields under those headings that the command does not take.
+        record: what is asked beside a run; all its fields with a heading are options too.
+        defaults: of this command, where they are not the field's.
+    """
+    known = {
+        name: field
+        for name, field in Options.model_fields.items()
+        if name not in without and (name in fields or _about(field)["panel"] in fields)
+    }
+    if record is not None:
+        known |= {name: field for name, field in record.model_fields.items() if option_of(field)}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            options = {name: _read(known[name], given.pop(name)) for name in known}
+            command(options=options, **given)
+
+        own = inspect.signature(command, eval_str=True).parameters
+        parameters = [_parameter(name, field, defaults.get(name, field.default)) for name, field in known.items()]
+        # By name alone, so that what is required may stand behind what is not.
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        parameters += [parameter.replace(kind=by_name) for name, parameter in own.items() if name != "options"]
+        called.__signature__ = inspect.Signature(sorted(parameters, key=_place))  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return called
+
+    return decorate
+
+
+def _about(field: FieldInfo) -> dict[str, Any]:
+    about = option_of(field)
+    assert about is not None
+    return about
+
+
+def _read(field: FieldInfo, given: Any) -> Any:
+    """What the field holds: lists are written with commas, or by giving the option several times."""
+    return split_names(given) if typing.get_origin(field.annotation) is tuple and isinstance(given, str) else given
+
+
+def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
+    """A field as typer takes it."""
+    kinds = set(_plain_types(field.annotation))
+    choices = [str(choice) for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+    about = _about(field)
+    flags = about.get("flags", [])
+    plain: Any = next((kind for kind in (bool, int) if kind in kinds), str)
+    if plain is bool and not flags:
+        word = name.replace("_", "-")
+        flags = [f"--{word}" if default is False else f"--{word}/--no-{word}"]
+    annotation = list[str] if about.get("separate") else plain if default is not None else plain | None
+    info: Any
+    if name == "model":
+        info = typer.Argument(help=field.description, callback=_checked)
+    else:
+        words = {"help": field.description, "rich_help_panel": about["panel"], "metavar": "|".join(choices) or None}
+        info = typer.Option(*flags, **words)
+    if isinstance(default, tuple):
+        default = list(default) if about.get("separate") else ",".join(default)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if field.is_required() else default,
+        annotation=Annotated[annotation, info],
+    )
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The members of a union; what is no union by itself."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    return (member for member in members if member is not types.NoneType)
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """The model, then what else a command is called with, then options under their headings."""
+    if parameter.name == "model":
+        return -2
+    panels = [getattr(info, "rich_help_panel", None) for info in getattr(parameter.annotation, "__metadata__", ())]
+    return PANELS.index(panels[0]) if panels and panels[0] in PANELS else -1
 
 
 def _checked(model: str) -> str:
@@ -23,102 +159,3 @@ def _checked(model: str) -> str:
 
     check_model(model)
     return model
-
-
-Model = Annotated[
-    str,
-    typer.Argument(help="Hub id, directory, .gguf file, or a packaged model (see depthcut ls).", callback=_checked),
-]
-Output = Annotated[Path, typer.Option("--output-dir", "-o", help="Directory to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the output directory.")]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-Dtype = Annotated[str, typer.Option(help="What is computed in: auto, float32, bfloat16 or float16.")]
-SaveDtype = Annotated[str, typer.Option(help="What is written; by default what the source is stored in.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Method = Annotated[str, typer.Option(help="How units are chosen: greedy or evopress,generations=40 (see depthcut ls).")]
-Metric = Annotated[str | None, typer.Option(help="Metric or objective, for --method one-shot: taylor,power=2.")]
-ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="What a search minimises: kl, js, loss, ...")]
-SearchOption = Annotated[str | None, typer.Option("--search", help="lazy or exhaustive.")]
-MaxForwards = Annotated[
-    int | None, typer.Option(help="Forward passes over the calibration text that --method shapley may take.")
-]
-Swap = Annotated[bool | None, typer.Option("--swap/--no-swap", help="Refine the found set by exchanges.")]
-UnitOption = Annotated[
-    str | None, typer.Option("--unit", help="block, pair, attn, ffn or sublayer; by default the method's own.")
-]
-MemoryBudget = Annotated[
-    str | None, typer.Option(help="Memory for the whole run, 8GiB; weights that do not fit are read when needed.")
-]
-Remove = Annotated[str | None, typer.Option(help="Share (25%) or number of units to remove.")]
-BudgetOption = Annotated[
-    str | None, typer.Option("--budget", help="What may stay: parameters=0.8, kv=0.7, latency=0.8 or bytes=8GB.")
-]
-MaxIncrease = Annotated[str | None, typer.Option(help="Remove all that costs at most this: kl=0.1, loss=0.05.")]
-Protect = Annotated[str, typer.Option(help="Blocks or sublayers that stay: 0,1,29 or 17.attn.")]
-Calibration = Annotated[str, typer.Option(help="SOURCE of the text that decides.")]
-CalibrationSamples = Annotated[int, typer.Option(help="Sequences of calibration text.")]
-CalibrationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
-Evaluation = Annotated[str, typer.Option(help="SOURCE of the text that measures.")]
-EvaluationSamples = Annotated[int, typer.Option(help="Sequences of evaluation text.")]
-EvaluationLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
-Forms = Annotated[
-    str, typer.Option("--export", help="Further forms to write into OUT/FORM: gguf,tensor_type=q8_0,zeroed.")
-]
-Compare = Annotated[str, typer.Option(help="One-pass methods to measure beside: shortgpt,uidl.")]
-Repair = Annotated[
-    str | None,
-    typer.Option(help="Repairs after the removal: refit (after a search the default), lora,rank=8, bias+refit, none."),
-]
-RepairText = Annotated[str | None, typer.Option(help="SOURCE of the text they are fitted to; the calibration's.")]
-RepairSamples = Annotated[int | None, typer.Option(help="Its sequences; four times the calibration's.")]
-ShardOption = Annotated[
-    str | None,
-    typer.Option("--shard", metavar="I/N", help="Evaluate one of N shares of the search and end; see depthcut merge."),
-]
-BatchSize = Annotated[int, typer.Option(help="Sequences run together.")]
-Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time both models.")]
-PushToHub = Annotated[
-    str | None,
-    typer.Option(metavar="USER/NAME", help="Push OUT to this repository of the Hugging Face hub, private where new."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the plan or its cost, and what the run takes; write nothing.")
-]
-DeviceProfileOption = Annotated[
-    str | None,
-    typer.Option("--device-profile", help="Of --dry-run: hours on here (measured), a100, h100, h200 or rtx4090."),
-]
-Devices = Annotated[int | None, typer.Option("--devices", help="Of --dry-run: that many of them.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Tasks = Annotated[
-    str, typer.Option("--eval", "--tasks", help="Ask both models tasks of lm-evaluation-harness: arc_easy,piqa.")
-]
-NumFewshot = Annotated[
-    int | None, typer.Option(help="Examples before each question; by default the task's own number.")
-]
-Limit = Annotated[str | None, typer.Option(help="Documents asked of each task: a count (40) or a share (0.1).")]
-IncludePath = Annotated[
-    str | None, typer.Option(help="Folder of tasks of your own as YAML; Python functions that they name run.")
-]
-Generation = Annotated[
-    bool, typer.Option("--generation", help="Let the models write after fixed prompts: repetition, sums, copy, format.")
-]
-
-
-def recipe_of(context: typer.Context, without: Collection[str] = (), **instead: object) -> Recipe:
-    """The recipe that a command's options make.
-
-    Args:
-        without: options that mean something else in this command.
-        instead: what stands for options under other names.
-
-    Raises:
-        InputError: an option is out of range.
-    """
-    from depthcut.run.recipe import Recipe
-
-    given = {name: value for name, value in context.params.items() if name in Recipe.model_fields.keys() - set(without)}
-    for name in LISTS & given.keys():
-        given[name] = split_names(given[name])
-    return Recipe.build(**given, **instead)

@@ -9,51 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from depthcut.commands.options import (
-    BatchSize,
-    BudgetOption,
-    Calibration,
-    CalibrationLength,
-    CalibrationSamples,
-    Compare,
-    Device,
     DeviceProfileOption,
     Devices,
     DryRun,
-    Dtype,
-    Evaluation,
-    EvaluationLength,
-    EvaluationSamples,
-    Forms,
-    Generation,
-    IncludePath,
-    Limit,
-    MaxForwards,
-    MaxIncrease,
-    MemoryBudget,
-    Method,
-    Metric,
-    Model,
-    NumFewshot,
-    ObjectiveOption,
+    Given,
     Output,
     Overwrite,
-    Protect,
     PushToHub,
-    Remove,
-    Repair,
-    RepairSamples,
-    RepairText,
-    Revision,
-    SaveDtype,
-    SearchOption,
-    Seed,
+    Resume,
     ShardOption,
-    Speed,
-    Swap,
-    Tasks,
-    TrustRemoteCode,
-    UnitOption,
-    recipe_of,
+    takes,
 )
 from depthcut.commands.terminal import (
     command_line,
@@ -65,6 +30,7 @@ from depthcut.commands.terminal import (
 )
 from depthcut.commands.upload import require_token, upload
 from depthcut.registry import split_settings
+from depthcut.run.options import PANELS
 from depthcut.types import InputError
 
 if TYPE_CHECKING:
@@ -73,49 +39,12 @@ if TYPE_CHECKING:
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe by name (see depthcut ls), or options as YAML in a file.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 
 
+@takes(*PANELS)
 def prune(
-    context: typer.Context,
-    model: Model,
+    options: Given,
     output_dir: Output,
-    method: Method = "greedy",
-    metric: Metric = None,
-    objective: ObjectiveOption = None,
-    search: SearchOption = None,
-    swap: Swap = None,
-    max_forwards: MaxForwards = None,
-    unit: UnitOption = None,
-    remove: Remove = None,
-    budget: BudgetOption = None,
-    max_increase: MaxIncrease = None,
-    protect: Protect = "",
-    calibration: Calibration = "stdlib",
-    calibration_samples: CalibrationSamples = 16,
-    calibration_length: CalibrationLength = 512,
-    evaluation: Evaluation = "stdlib",
-    evaluation_samples: EvaluationSamples = 16,
-    evaluation_length: EvaluationLength = 512,
-    tasks: Tasks = "",
-    num_fewshot: NumFewshot = None,
-    limit: Limit = None,
-    include_path: IncludePath = None,
-    generation: Generation = False,
-    compare: Compare = "",
-    export: Forms = "",
-    repair: Repair = None,
-    repair_text: RepairText = None,
-    repair_samples: RepairSamples = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    save_dtype: SaveDtype = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = None,
-    speed: Speed = True,
-    seed: Seed = 0,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     resume: Resume = False,
@@ -129,7 +58,9 @@ def prune(
     SOURCE is a built-in text (stdlib, self, wikitext, c4), a hub data set or a file, with settings after commas:
     wikitext, allenai/c4,config=en or notes.jsonl,column=body. Several are joined with +.
     """
-    recipe = recipe_of(context)
+    from depthcut.run.recipe import Recipe
+
+    recipe = Recipe.build(**options)
     if dry_run or device_profile is not None or devices is not None:
         _preview(recipe, output_dir, overwrite, resume, dry_run, device_profile, devices)
         return

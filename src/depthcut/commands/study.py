@@ -2,158 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from depthcut.commands.options import (
-    BatchSize,
-    Calibration,
-    CalibrationLength,
-    CalibrationSamples,
-    Device,
-    Dtype,
-    Evaluation,
-    EvaluationLength,
-    EvaluationSamples,
-    IncludePath,
-    Limit,
-    MemoryBudget,
-    Method,
-    Model,
-    NumFewshot,
-    Output,
-    Overwrite,
-    Remove,
-    RepairSamples,
-    RepairText,
-    Revision,
-    Seed,
-    Tasks,
-    TrustRemoteCode,
-    UnitOption,
-    recipe_of,
-)
+from depthcut.commands.options import Given, Output, Overwrite, Resume, takes
 from depthcut.commands.terminal import command_line, print_study
 from depthcut.registry import split_names
-
-Methods = Annotated[
-    str,
-    typer.Option(help="Methods by name (see depthcut ls), separated by commas; a metric's name ranks by it, one shot."),
-]
-Repairs = Annotated[
-    list[str] | None,
-    typer.Option("--repair", help="Repair to measure every model with; several times for several, none for none."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted study.")]
+from depthcut.run.options import CALIBRATION, EVALUATION, MODEL, REMOVAL, REPAIR, RUN, TASKS
+from depthcut.studies.questions import Compare, Inspect, Question, Sweep
 
 app = typer.Typer(
     help="Questions that take many removals: each answer is tables, figures and their data in one folder.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+OF_NO_STUDY = ("save_dtype", "compare", "speed", "generation", "repair")
+"""Options of a run under the headings that studies take, which none of them does, or takes in a way of its own."""
 
 
 @app.command()
-def sweep(
-    context: typer.Context,
-    model: Model,
-    output_dir: Output,
-    methods: Methods = "greedy,shortgpt,uidl",
-    unit: UnitOption = None,
-    remove: Remove = "50%",
-    every: Annotated[int, typer.Option(help="Units between two measured points.")] = 1,
-    repair: Repairs = None,
-    repair_text: RepairText = None,
-    repair_samples: RepairSamples = None,
-    calibration: Calibration = "stdlib",
-    calibration_samples: CalibrationSamples = 16,
-    calibration_length: CalibrationLength = 512,
-    evaluation: Evaluation = "stdlib",
-    evaluation_samples: EvaluationSamples = 16,
-    evaluation_length: EvaluationLength = 512,
-    tasks: Tasks = "",
-    num_fewshot: NumFewshot = None,
-    limit: Limit = None,
-    include_path: IncludePath = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-) -> None:
+@takes(
+    *(MODEL, CALIBRATION, EVALUATION, REPAIR, TASKS, RUN, "unit", "remove"),
+    without=OF_NO_STUDY,
+    record=Sweep,
+    defaults=Sweep.defaults,
+)
+def sweep(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
     """Quality after each removal of one path a method, repaired or not, with the point where it collapses."""
-    recipe = recipe_of(context, without=("repair",))
-    from depthcut.studies import sweep as study
-
-    found = study.sweep(
-        recipe,
-        output_dir,
-        methods=split_names(methods),
-        every=every,
-        repairs=repair or ["none"],
-        overwrite=overwrite,
-        resume=resume,
-        command=command_line(),
-    )
-    print_study(found, output_dir)
+    _study(Sweep, options, output_dir, overwrite=overwrite, resume=resume)
 
 
 @app.command()
-def compare(
-    context: typer.Context,
-    model: Model,
-    output_dir: Output,
-    methods: Methods = "greedy,sleb,shortgpt,uidl",
-    ratios: Annotated[str, typer.Option(help="Shares of the parameters to remove, separated by commas.")] = "10%,25%",
-    repair: Repairs = None,
-    repair_text: RepairText = None,
-    repair_samples: RepairSamples = None,
-    calibration: Calibration = "stdlib",
-    calibration_samples: CalibrationSamples = 16,
-    calibration_length: CalibrationLength = 512,
-    evaluation: Evaluation = "stdlib",
-    evaluation_samples: EvaluationSamples = 16,
-    evaluation_length: EvaluationLength = 512,
-    tasks: Tasks = "",
-    num_fewshot: NumFewshot = None,
-    limit: Limit = None,
-    include_path: IncludePath = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-) -> None:
+@takes(MODEL, CALIBRATION, EVALUATION, REPAIR, TASKS, RUN, without=OF_NO_STUDY, record=Compare)
+def compare(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
     """Methods against each other at equal parameters, on the same calibration text."""
-    recipe = recipe_of(context, without=("repair",))
-    from depthcut.studies import compare as study
-
-    found = study.compare(
-        recipe,
-        output_dir,
-        methods=split_names(methods),
-        ratios=split_names(ratios),
-        repairs=repair or ["none"],
-        overwrite=overwrite,
-        resume=resume,
-        command=command_line(),
-    )
-    print_study(found, output_dir)
+    _study(Compare, options, output_dir, overwrite=overwrite, resume=resume)
 
 
 @app.command()
+@takes(MODEL, RUN, "unit", without=OF_NO_STUDY, defaults={"unit": "block"})
 def tradeoff(
-    context: typer.Context,
-    model: Model,
+    options: Given,
     output_dir: Output,
     task: Annotated[
         list[str],
@@ -161,28 +52,29 @@ def tradeoff(
             "--task",
             metavar="NAME=FILE",
             help="A task: JSON Lines of question, options and answer. Given twice or more.",
+            rich_help_panel=CALIBRATION,
         ),
     ],
-    unit: UnitOption = "block",
-    remove: Annotated[str, typer.Option(help="Shares or numbers of units to remove, separated by commas.")] = "25%",
-    questions: Annotated[int, typer.Option(help="Questions of each task that decide; as many others measure.")] = 64,
-    question_length: Annotated[int, typer.Option(help="Most tokens of a question with an answer.")] = 512,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = None,
-    seed: Seed = 0,
+    remove: Annotated[
+        str,
+        typer.Option(help="Shares or numbers of units to remove, separated by commas.", rich_help_panel=REMOVAL),
+    ] = "25%",
+    questions: Annotated[
+        int,
+        typer.Option(help="Questions of each task that decide; as many others measure.", rich_help_panel=CALIBRATION),
+    ] = 64,
+    question_length: Annotated[
+        int, typer.Option(help="Most tokens of a question with an answer.", rich_help_panel=CALIBRATION)
+    ] = 512,
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
     """What one task can spare against what another can, and what each loses by the other's removals."""
-    recipe = recipe_of(context, without=("remove",), calibration_samples=questions, calibration_length=question_length)
+    from depthcut.run.recipe import Recipe
     from depthcut.studies import tradeoff as study
 
     found = study.tradeoff(
-        recipe,
+        Recipe.build(**options, calibration_samples=questions, calibration_length=question_length),
         output_dir,
         tasks=study.parse_tasks(task),
         counts=split_names(remove),
@@ -194,29 +86,19 @@ def tradeoff(
 
 
 @app.command()
-def inspect(
-    context: typer.Context,
-    model: Model,
-    output_dir: Output,
-    method: Method = "greedy",
-    unit: UnitOption = "sublayer",
-    remove: Remove = "25%",
-    calibration: Calibration = "stdlib",
-    calibration_samples: CalibrationSamples = 16,
-    calibration_length: CalibrationLength = 512,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 4,
-    memory_budget: MemoryBudget = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-) -> None:
+@takes(
+    *(MODEL, CALIBRATION, RUN, "method", "unit", "remove"),
+    without=OF_NO_STUDY,
+    record=Inspect,
+    defaults=Inspect.defaults,
+)
+def inspect(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
     """Block Influence against the loss, angular distances, and which kind of unit a method takes where and when."""
-    recipe = recipe_of(context)
-    from depthcut.studies import inspection as study
+    _study(Inspect, options, output_dir, overwrite=overwrite, resume=resume)
 
-    found = study.inspect(recipe, output_dir, overwrite=overwrite, resume=resume, command=command_line())
-    print_study(found, output_dir)
+
+def _study(question: type[Question], options: Given, output: Path, *, overwrite: bool, resume: bool) -> None:
+    from depthcut.studies.recipe import StudyRecipe
+
+    study = StudyRecipe.build(options | {"study": question.model_fields["study"].default})
+    print_study(study.run(output, overwrite=overwrite, resume=resume, command=command_line()), output)

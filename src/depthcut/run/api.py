@@ -55,7 +55,8 @@ def score(
     """Scores every unit of a model by every static metric: `depthcut score`. Costs one forward pass of the decoder.
 
     Args:
-        model: hub id, directory, `.gguf` file or alias; or a loaded model, with `run.on_model.score`'s arguments.
+        model: hub id, directory, `.gguf` file or alias; or a loaded model.
+        of_loaded: for a loaded model, the arguments of `run.on_model.score`.
         output: directory to write `scores.json` into; nothing is written where left out.
         overwrite: replace an earlier result there.
         options: the fields of `Recipe` that name the model's precision and the calibration text.

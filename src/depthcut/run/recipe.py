@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from depthcut.ablation.objectives import TASK_OBJECTIVES
 from depthcut.calibration import Purpose, check_questions, check_source, parse_source
@@ -18,20 +18,15 @@ from depthcut.export import EXPORTS
 from depthcut.importance import METRICS
 from depthcut.registry import Registry, split_settings
 from depthcut.repair import REPAIRS, RepairMethod, parse_repairs
+from depthcut.run.options import Options
 from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
-from depthcut.types import InputError, Record, UnitChoice, first_problem, require_regular
+from depthcut.types import InputError, first_problem, require_regular
 
 REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, REPAIRS, EXPORTS)
 """All that is chosen by name, with settings."""
 
-SHORT_FORMS = {
-    "metric": "metric",
-    "objective": "objective",
-    "search": "strategy",
-    "swap": "swap",
-    "max_forwards": "max_forwards",
-}
-"""Options that are a setting of the method under a name of their own."""
+SHORT_FORMS = ("metric", "objective", "swap", "max_forwards")
+"""Options that are the method's setting of that name."""
 
 PASSES_AT_MOST = 8
 """How often a training may go through its text."""
@@ -57,104 +52,8 @@ def read_options(path: Path) -> dict[str, object]:
     return content
 
 
-class Recipe(Record):
-    """A run of `depthcut prune`; the command line's options under the same names.
-
-    Attributes:
-        model: hub id, directory, `.gguf` file or alias.
-        revision: commit, tag or branch of a hub model.
-        trust_remote_code: whether code that comes with the model runs.
-        dtype: precision of all passes; `auto` is the stored one, or float32 on a CPU that is much faster at it.
-        save_dtype: precision of the written weights; `auto` is the stored one (bfloat16 for a GGUF).
-        device: a torch device, or `auto`: the first GPU where there is one.
-        remove: share (`25%`) or count of units to remove; either this or `budget`.
-        method: how units are chosen, `greedy` or with settings `greedy,strategy=exhaustive,swap=false`; `depthcut ls
-            NAME` lists them. The next five are short forms of such settings.
-        metric: static metric or objective of the method `one-shot`.
-        objective: what a search minimises, one of `OBJECTIVES` or `TASK_OBJECTIVES`.
-        search: the setting `strategy`: whether a greedy search looks at few candidates a round or at all.
-        swap: whether the found set is refined by exchanges.
-        max_forwards: passes over the calibration text that the method `shapley` may take.
-        unit: what one step removes; the method's own unit where left out.
-        budget: largest fraction that may stay, `parameters=0.8` or `kv=0.7`, or what the weights may take, `bytes=8GB`.
-        max_increase: the most that may be lost on held-out calibration text, `kl=0.1`, instead of an amount.
-        protect: units that stay: blocks (`0`) or sublayers (`17.attn`).
-        calibration: SOURCE of the text that decides.
-        calibration_samples: its sequences.
-        calibration_length: tokens of each.
-        evaluation: SOURCE of the text that measures; never the same documents.
-        evaluation_samples: its sequences.
-        evaluation_length: tokens of each.
-        repair: repairs after the removal, `refit` or `lora,rank=8+refit`; where left out `refit` after a search that
-            looks at the output, else `none`.
-        repair_text: SOURCE of the text that repairs are fitted to; the calibration text's where left out.
-        repair_samples: its sequences, of the calibration's length; four times the calibration's where left out. One in
-            sixteen judges the repair.
-        tasks: tasks of lm-evaluation-harness that both models are asked, by its names.
-        num_fewshot: examples before each question; the task's own number where left out.
-        limit: documents asked of each task, a count (`40`) or a share (`0.1`).
-        include_path: folder of tasks of one's own as YAML; Python functions that they name run.
-        generation: whether both models write after the prompts of the generation probe.
-        compare: methods, with settings, whose choice at equal parameters is measured beside the pruned model, and not
-            written.
-        export: further forms to write, `zeroed` or `gguf,tensor_type=q8_0`, each into a folder of its name beside the
-            Hugging Face model.
-        batch_size: sequences run together. `evopress` and `shapley` draw batches at random, so that their plans depend
-            on it; of all else it changes speed, memory and rounding alone.
-        memory_budget: bytes for the whole run, `8GiB` or `800MiB`; weights that do not fit are read from their files as
-            layers run. Where left out, as much as is free, and 1 GiB of it for what a search keeps.
-        speed: whether both models are timed.
-        seed: of everything random.
-    """
-
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    method: str = "greedy"
-    metric: str | None = None
-    objective: str | None = None
-    search: Literal["lazy", "exhaustive"] | None = None
-    swap: bool | None = None
-    max_forwards: int | None = Field(None, ge=1)
-    unit: UnitChoice | None = None
-    remove: str | None = None
-    budget: str | None = None
-    max_increase: str | None = None
-    protect: tuple[str, ...] = ()
-    calibration: str = "stdlib"
-    calibration_samples: int = Field(16, ge=1)
-    calibration_length: int = Field(512, ge=2)
-    evaluation: str = "stdlib"
-    evaluation_samples: int = Field(16, ge=1)
-    evaluation_length: int = Field(512, ge=2)
-    tasks: tuple[str, ...] = ()
-    num_fewshot: int | None = Field(None, ge=0)
-    limit: str | None = None
-    include_path: str | None = None
-    generation: bool = False
-    compare: tuple[str, ...] = ()
-    export: tuple[str, ...] = ()
-    repair: str | None = None
-    repair_text: str | None = None
-    repair_samples: int | None = Field(None, ge=4)
-    batch_size: int = Field(4, ge=1)
-    memory_budget: str | None = None
-    speed: bool = True
-    seed: int = Field(0, ge=0, lt=1 << 32)
-
-    @field_validator("remove", "limit", mode="before")
-    @classmethod
-    def _amount_as_text(cls, value: object) -> object:
-        """A YAML file may give a count or a share as a number."""
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-    @field_validator("protect", mode="before")
-    @classmethod
-    def _protect_as_text(cls, value: object) -> object:
-        return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value
+class Recipe(Options):
+    """A run of `depthcut prune`: the command line's options under the same names."""
 
     @classmethod
     def build(cls, **options: object) -> Self:
@@ -179,39 +78,32 @@ class Recipe(Record):
 
     @property
     def method_settings(self) -> dict[str, object]:
-        """What is set of the method, in its own words or by a short form.
+        """What is set of the method, in its own words or by a short form."""
+        return split_settings(self.method)[1] | self._short
 
-        Raises:
-            InputError: something is set both ways.
-        """
-        _, given = split_settings(self.method)
-        settings: dict[str, object] = dict(given)
-        for name, setting in SHORT_FORMS.items():
-            if getattr(self, name) is None:
-                continue
-            if setting in given:
-                raise InputError(f"{setting} of the method is given twice, also as {name}; leave one out")
-            settings[setting] = getattr(self, name)
-        return settings
+    @property
+    def _short(self) -> dict[str, Any]:
+        """The short forms that are given."""
+        return {name: getattr(self, name) for name in SHORT_FORMS if getattr(self, name) is not None}
 
     def build_search(self) -> Search:
         """The search with its hyper-parameters.
 
         Raises:
-            InputError: the method is unknown, or does not take a given hyper-parameter.
+            InputError: the method is unknown, or does not take a given hyper-parameter, or has one twice.
         """
         name, search = SEARCHES.parse(self.method)
-        known, settings = SEARCHES.find(name).settings(), self.method_settings
-        short = {setting: option for option, setting in SHORT_FORMS.items() if getattr(self, option) is not None}
-        for setting, option in short.items():
+        known, given = SEARCHES.find(name).settings(), split_settings(self.method)[1]
+        for setting in self._short:
+            if setting in given:
+                raise InputError(f"{setting} of the method is given twice, also as an option; leave one out")
             if setting not in known:
-                word = option.replace("_", "-")
+                word = setting.replace("_", "-")
                 raise InputError(
                     f"method {name!r} takes no {word}; leave --{word} out, or choose another method "
-                    "(greedy: objective, search, swap; one-shot: metric; shapley: objective, max-forwards)"
+                    "(greedy: objective, swap; one-shot: metric; shapley: objective, max-forwards)"
                 )
-        given = {setting: settings[setting] for setting in short}
-        return dataclasses.replace(search, **given)  # type: ignore[type-var]
+        return dataclasses.replace(search, **self._short)  # type: ignore[type-var]
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
 from depthcut.studies.figures import Curve, CurveFigure
 from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
-from depthcut.studies.quality import NOT_REPAIRED, Candidate, Measure, Quality, label, prepare_repairs, texts_of
+from depthcut.studies.quality import Candidate, Measure, Quality, label, prepare_repairs, texts_of
+from depthcut.studies.questions import NOT_REPAIRED
 from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
 from depthcut.types import InputError, Plan, Unit
 

@@ -24,11 +24,11 @@ from depthcut.repair import check_repairs
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair
 from depthcut.run.session import Loaded, Prepared, prepare
+from depthcut.studies.questions import NOT_REPAIRED
 from depthcut.surgery import apply
 from depthcut.types import InputError, Measurement, Plan, TextDescription
 
 DENSE, PRUNED = "dense", "pruned"
-NOT_REPAIRED = "none"
 
 
 @dataclass(frozen=True)

@@ -9,53 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from depthcut.registry import unknown_name
 from depthcut.run.recipe import Recipe
 from depthcut.studies.compare import budgets_of, compare
 from depthcut.studies.inspection import inspect
 from depthcut.studies.paths import ask_method, check_methods
-from depthcut.studies.quality import NOT_REPAIRED
+from depthcut.studies.questions import QUESTIONS, Compare, Inspect, Question, Sweep
 from depthcut.studies.study import Study
 from depthcut.studies.sweep import sweep
-from depthcut.types import InputError, Record, first_problem
+from depthcut.types import InputError, first_problem
 
 OF_RUNS_ALONE = ("export", "generation", "compare", "speed")
 """Options that no study looks at."""
-
-
-class Sweep(Record):
-    """What `depthcut study sweep` is told beside the options of a run; a path ends where `remove` says."""
-
-    study: Literal["sweep"]
-    methods: tuple[str, ...]
-    every: int = Field(1, ge=1)
-    repair: tuple[str, ...] = (NOT_REPAIRED,)
-
-
-class Compare(Record):
-    """What `depthcut study compare` is told beside the options of a run."""
-
-    study: Literal["compare"]
-    methods: tuple[str, ...]
-    ratios: tuple[str, ...]
-    repair: tuple[str, ...] = (NOT_REPAIRED,)
-
-
-class Inspect(Record):
-    """What `depthcut study inspect` is told beside the options of a run: nothing."""
-
-    study: Literal["inspect"]
-
-
-QUESTIONS: dict[str, type[Sweep] | type[Compare] | type[Inspect]] = {
-    "sweep": Sweep,
-    "compare": Compare,
-    "inspect": Inspect,
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +35,7 @@ class StudyRecipe:
         recipe: the model, the texts, and for `inspect` the method.
     """
 
-    question: Sweep | Compare | Inspect
+    question: Question
     recipe: Recipe
 
     @classmethod
@@ -88,7 +57,8 @@ class StudyRecipe:
             question = QUESTIONS[name].model_validate({key: options[key] for key in own if key in options})
         except ValidationError as error:
             raise InputError(f"the recipe is not valid: {first_problem(error)}") from error
-        return cls(question, Recipe.build(**{key: value for key, value in options.items() if key not in own}))
+        given = {key: value for key, value in options.items() if key not in own}
+        return cls(question, Recipe.build(**{**question.defaults, **given}))
 
     def check(self, *, offline: bool = False) -> None:
         """All checks that need neither model nor tokenizer.

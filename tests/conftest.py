@@ -4,9 +4,43 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 # On models this small a second thread costs more than it does, and on a busy machine ten times more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytest_plugins = ["browser"]
+
+
+@pytest.fixture
+def exit_code(monkeypatch):
+    """`exit_code(words...)`: runs the command line in this process; what it ends with."""
+    from depthcut import cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0
+
+    return run
+
+
+@pytest.fixture
+def outcome(exit_code, capsys):
+    """`outcome(words...)`: the code that the command line ends with, and what it prints: `out` and `err`."""
+    return lambda *words: (exit_code(*words), capsys.readouterr())
+
+
+@pytest.fixture
+def command(outcome):
+    """`command(words..., code=0)`: what the command line prints, or what it says where it ends with another code."""
+
+    def run(*words, code=0):
+        ended, printed = outcome(*words)
+        assert ended == code, printed.err
+        return printed.err if code else printed.out
+
+    return run

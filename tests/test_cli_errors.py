@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from depthcut import cli
 from depthcut.model.load import ModelSource
 
 SMALL = {
@@ -42,16 +41,14 @@ def weights_stay_unread(monkeypatch):
 
 
 @pytest.fixture
-def error(monkeypatch, capsys, tmp_path):
+def error(exit_code, capsys, tmp_path):
     """`error(words...)`: the one sentence that a command ends with, having written nothing."""
 
     def run(*words):
         before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        code = exit_code(*words)
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("scoring")]
-        assert ended.value.code == 2, lines
+        assert code == 2, lines
         assert len(lines) == 1 and lines[0].startswith("depthcut: "), lines
         assert sorted(tmp_path.rglob("*")) == before
         return lines[0].removeprefix("depthcut: ")

@@ -18,7 +18,6 @@ import torch
 
 import depthcut
 import tiny
-from depthcut import cli
 from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.comparator import ComparedBatch
 from depthcut.export import hf
@@ -76,15 +75,13 @@ def llama(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """`command(words...)`: runs the command line in this process; the lines that it tells beside progress."""
+def command(outcome):
+    """`command(words..., code=...)`: the lines that the command line tells beside progress."""
 
-    def run(*given, code):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, given)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = [line for line in capsys.readouterr().err.splitlines() if line and not PROGRESS.match(line)]
-        assert (ended.value.code or 0) == code, told
+    def run(*words, code):
+        ended, printed = outcome(*words)
+        told = [line for line in printed.err.splitlines() if line and not PROGRESS.match(line)]
+        assert ended == code, told
         return told
 
     return run

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from depthcut import cli
 from depthcut.export import EXPORTS
 from depthcut.importance import METRICS
 from depthcut.registry import say, split_names
@@ -153,20 +152,13 @@ def test_a_setting_belongs_to_the_name_before_it():
     assert split_names("") == []
 
 
-def test_ls_of_a_name_lists_its_settings_and_names_the_nearest(monkeypatch, capsys):
-    def ls(name):
-        monkeypatch.setattr(sys, "argv", ["depthcut", "ls", name])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, capsys.readouterr()
-
+def test_ls_of_a_name_lists_its_settings_and_names_the_nearest(command):
     for _, entry in (each.values for each in ENTRIES):
-        code, printed = ls(entry.name)
-        assert code == 0 and entry.source in printed.out
+        printed = command("ls", entry.name)
+        assert entry.source in printed
         for name in entry.settings():
-            assert f"  {entry.name},{name}=" in printed.out
-    code, printed = ls("evopres")
-    assert (code, "unknown name 'evopres'; did you mean evopress?" in printed.err) == (2, True)
+            assert f"  {entry.name},{name}=" in printed
+    assert "unknown name 'evopres'; did you mean evopress?" in command("ls", "evopres", code=2)
 
 
 def distribution(folder, module, text):

@@ -4,7 +4,6 @@ import functools
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthcut
 import tiny
-from depthcut import cli
 from depthcut.export import VerificationError, hf
 from depthcut.importance import METRICS
 from depthcut.model.load import ModelSource
@@ -70,21 +68,6 @@ def pruned(models, tmp_path_factory):
         if family not in results:
             results[family] = depthcut.prune(str(models[family]), output=root / family, **OPTIONS)
         return results[family]
-
-    return run
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`command(words...)`: runs the command line in this process; returns what it prints."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed.err
-        return printed.out if code == 0 else printed.err
 
     return run
 

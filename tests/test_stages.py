@@ -1,7 +1,6 @@
 """The stages of a run as commands: what they make together is what `prune` makes in one go."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from safetensors.torch import load_file
 
 import depthcut
 import tiny
-from depthcut import cli
 from depthcut.export import hf
 from depthcut.types import Plan, read_repairs
 
@@ -43,21 +41,6 @@ def pruned(dense, tmp_path_factory):
         patch.setattr(hf, "GREEDY_TOKENS", 4)
         output = tmp_path_factory.mktemp("pruned") / "out"
         return depthcut.prune(str(dense), output=output, **RUN).output
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`command(words...)`: runs the command line in this process; returns what it prints."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed.err
-        return printed.out if code == 0 else printed.err
-
-    return run
 
 
 def same_weights(one, other):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from local_tasks import NUM_QUESTIONS, write_tasks
 
 import depthcut
 import tiny
-from depthcut import cli
 from depthcut.evaluation import harness, probes, questions
 from depthcut.evaluation.harness import run_task
 from depthcut.evaluation.suite import load_suite
@@ -58,21 +56,6 @@ def written(dense, tmp_path_factory):
 def pruned(written, tmp_path):
     """Copies of them that a test may change."""
     return [Path(shutil.copytree(folder, tmp_path / f"without-{folder.name}")) for folder in written]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`command(words..., code=0)`: what the command prints, or its error's sentence."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed.err
-        return printed.out if code == 0 else printed.err
-
-    return run
 
 
 def test_measurements_join_those_of_the_run_and_equal_the_harness_run_directly(dense, pruned, tasks, command):

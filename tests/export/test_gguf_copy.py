@@ -9,7 +9,6 @@ from gguf import GGUFValueType
 from gguf_models import SPECIAL, SUBLAYERS, form
 
 import tiny
-from depthcut import cli
 from depthcut.export import VerificationError
 from depthcut.export.gguf import engine
 from depthcut.export.gguf.copy import Copy, plan_copy
@@ -262,19 +261,9 @@ class TestApply:
         make_plan(sources("llama")[1], "1.ffn+2.attn", "4.attn+4.ffn", "0.attn").write(file)
         return file
 
-    @pytest.fixture
-    def command(self, monkeypatch, capsys):
-        def run(*words):
-            monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-            return ended.value.code or 0, capsys.readouterr()
-
-        return run
-
-    def test_the_command_writes_the_file_its_plan_and_its_sizes(self, sources, tmp_path, plan_file, command):
+    def test_the_command_writes_the_file_its_plan_and_its_sizes(self, sources, tmp_path, plan_file, outcome):
         source = sources("llama")[1]
-        code, printed = command("apply", source, plan_file, "--to", "gguf", "--steps", 2, "-o", tmp_path / "out")
+        code, printed = outcome("apply", source, plan_file, "--to", "gguf", "--steps", 2, "-o", tmp_path / "out")
         assert code == 0, printed.err
         assert "kept tensors equal the source's byte for byte" in printed.out
         written = tmp_path / "out" / "model.Q8_0.gguf"
@@ -308,28 +297,28 @@ class TestApply:
         with pytest.raises(InputError, match="the plan has 3 steps, so 4 of them cannot be applied"):
             apply_to_gguf(str(sources("llama")[1]), Plan.from_file(plan_file), tmp_path / "out", num_steps=4)
 
-    def test_a_directory_is_no_gguf(self, tmp_path, plan_file, command):
-        code, printed = command("apply", tmp_path, plan_file, "--to", "gguf", "-o", tmp_path / "out")
+    def test_a_directory_is_no_gguf(self, tmp_path, plan_file, outcome):
+        code, printed = outcome("apply", tmp_path, plan_file, "--to", "gguf", "-o", tmp_path / "out")
         assert code == 2
         assert "--to gguf prunes a .gguf file as it is" in printed.err
         assert "depthcut export OUT --to gguf" in printed.err
 
-    def test_options_that_would_do_nothing_are_refused(self, sources, tmp_path, plan_file, command):
+    def test_options_that_would_do_nothing_are_refused(self, sources, tmp_path, plan_file, outcome):
         words = ["apply", sources("llama")[1], plan_file, "--to", "gguf", "-o", tmp_path / "out", "--device", "cpu"]
-        code, printed = command(*words)
+        code, printed = outcome(*words)
         assert (code, "leave --device out" in printed.err) == (2, True)
 
-    def test_another_form_is_refused(self, sources, tmp_path, plan_file, command):
-        code, printed = command("apply", sources("llama")[1], plan_file, "--to", "ggml", "-o", tmp_path / "out")
+    def test_another_form_is_refused(self, sources, tmp_path, plan_file, outcome):
+        code, printed = outcome("apply", sources("llama")[1], plan_file, "--to", "ggml", "-o", tmp_path / "out")
         assert code == 2
         assert "unknown form to apply a plan to 'ggml'; did you mean gguf" in printed.err
 
-    def test_a_failed_verification_leaves_no_output(self, sources, tmp_path, plan_file, command, monkeypatch):
+    def test_a_failed_verification_leaves_no_output(self, sources, tmp_path, plan_file, outcome, monkeypatch):
         def fail(*_):
             raise VerificationError("the written tensor is another")
 
         monkeypatch.setattr(Copy, "verify", fail)
-        code, printed = command("apply", sources("llama")[1], plan_file, "--to", "gguf", "-o", tmp_path / "out")
+        code, printed = outcome("apply", sources("llama")[1], plan_file, "--to", "gguf", "-o", tmp_path / "out")
         assert (code, "the output was not written" in printed.err) == (1, True)
         assert not (tmp_path / "out").exists()
 

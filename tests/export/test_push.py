@@ -2,7 +2,6 @@
 
 import base64
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,7 +9,6 @@ import pytest
 from huggingface_hub import constants
 
 import tiny
-from depthcut import cli
 from depthcut.export.hub import PushError, check_push, push
 from depthcut.types import InputError
 
@@ -125,17 +123,14 @@ def test_what_cannot_be_pushed_is_found_without_asking_the_hub(hub, monkeypatch,
     assert hub.paths == []
 
 
-def test_a_run_pushes_what_it_wrote_and_only_where_asked(hub, tmp_path, monkeypatch, capfd):
+def test_a_run_pushes_what_it_wrote_and_only_where_asked(hub, tmp_path, monkeypatch, exit_code, capfd):
     tiny.reload_in_process(monkeypatch)
     model = tiny.save(tmp_path / "llama")
     words = "--remove 1 --unit block --method shortgpt --no-speed --calibration-samples 2 --calibration-length 16"
     words += " --evaluation-samples 2 --evaluation-length 16"
 
     def prune(output, *more):
-        monkeypatch.setattr(sys, "argv", ["depthcut", "prune", str(model), "-o", str(output), *words.split(), *more])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0
+        return exit_code("prune", model, "-o", output, *words.split(), *more)
 
     assert prune(tmp_path / "kept") == 0
     assert hub.paths == []

@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-import sys
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import depthcut
 import tiny
-from depthcut import cli
 from depthcut.process.ranks import Shard
 from depthcut.types import InputError
 
@@ -23,22 +21,9 @@ def quick_reload(monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(command):
     """`command(words..., code=0)`: the last line that the command line prints, or the sentence it ends with."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code_of_exit = ended.code or 0
-        else:
-            code_of_exit = 0
-        printed = capsys.readouterr()
-        assert code_of_exit == code, printed.err
-        return (printed.err if code else printed.out).strip().splitlines()[-1]
-
-    return run
+    return lambda *words, code=0: command(*words, code=code).strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

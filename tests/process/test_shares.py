@@ -3,12 +3,10 @@
 import contextlib
 import itertools
 import json
-import sys
 
 import pytest
 
 import tiny
-from depthcut import cli
 from depthcut.ablation.ablation import Ablation
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
@@ -179,10 +177,7 @@ def test_ranks_that_cannot_train_together_are_refused(monkeypatch, repair, envir
 @pytest.mark.parametrize(
     "given", [["score", "llama", "-o", "out"], ["ls"], ["prune", "llama", "-o", "out", "--shard", "1/2"]]
 )
-def test_what_is_not_divided_is_refused_among_ranks(monkeypatch, capsys, given):
+def test_what_is_not_divided_is_refused_among_ranks(monkeypatch, command, given):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(sys, "argv", ["depthcut", *given])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2 and "is not divided among ranks; run it without torchrun" in capsys.readouterr().err
+    assert "is not divided among ranks; run it without torchrun" in command(*given, code=2)

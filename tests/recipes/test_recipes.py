@@ -1,12 +1,9 @@
 """Recipes: all are valid without a network, small ones need none at all, and each is found, read and refused well."""
 
-import sys
-
 import pytest
 import yaml
 
 import tiny
-from depthcut import cli
 from depthcut.calibration import parse_source
 from depthcut.model.files import PACKAGED_MODELS
 from depthcut.recipes import check_recipe, find_recipe, load_recipe, packaged_recipes
@@ -22,21 +19,6 @@ TEXT = {"calibration_samples": 3, "calibration_length": 24, "evaluation_samples"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("recipes") / "model", identity=3, max_position_embeddings=512)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`command(words..., code=0)`: what depthcut prints, or the sentence it ends with."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed.err
-        return printed.out if code == 0 else printed.err
-
-    return run
 
 
 @pytest.fixture

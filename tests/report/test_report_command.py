@@ -1,27 +1,17 @@
 """What the page hands out is what the command line takes: the command for another cut makes that model."""
 
 import shlex
-import sys
 
 import pytest
 
 import tiny
-from depthcut import cli
 from depthcut.report import Run
 from depthcut.types import Plan
 
 
-@pytest.fixture
-def command(monkeypatch):
+@pytest.fixture(autouse=True)
+def quick_reload(monkeypatch):
     tiny.reload_in_process(monkeypatch)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["depthcut", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code in (0, None)
-
-    return run
 
 
 def test_the_command_for_another_cut_makes_that_model_with_the_runs_own_repair(tmp_path, command, monkeypatch):

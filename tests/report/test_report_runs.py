@@ -1,13 +1,11 @@
 """Several runs on one page: one row a run, one dense model where there is one, and nothing compared that cannot be."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 from example_report import COLLAPSE, make_tasks, measure, renamed
 
-from depthcut import cli
 from depthcut.report import write_comparison
 from depthcut.report.side_by_side import answers, differing_texts, joined, run_curves
 from depthcut.types import InputError, write_measurements
@@ -104,17 +102,14 @@ def test_hostile_text_stays_text(tmp_path, run, shorter):
     assert data_of(page)["runs"][0]["name"] == HOSTILE
 
 
-def test_the_command_takes_several_directories_and_asks_for_a_name(tmp_path, run, shorter, monkeypatch, capsys):
+def test_the_command_takes_several_directories_and_asks_for_a_name(tmp_path, run, shorter, exit_code, capsys):
     for one in (run, shorter):
         (tmp_path / one.name).mkdir()
         one.plan.write(tmp_path / one.name / "plan.json")
         write_measurements(list(one.measurements), tmp_path / one.name / "results.json")
 
     def report(*words):
-        monkeypatch.setattr(sys, "argv", ["depthcut", "report", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0
+        return exit_code("report", *words)
 
     both = (tmp_path / "smaller", tmp_path / "shorter")
     assert report(*both) == 2

@@ -1,13 +1,12 @@
 """A tiny model with a block that does nothing, and commands run in this process."""
 
+import functools
 import json
-import sys
 
 import pytest
 from example_study import IDENTITY
 
 import tiny
-from depthcut import cli
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +22,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def study(monkeypatch, capsys):
+def study(command):
     """`study(words..., code=0)`: what `depthcut study` prints, or the sentence it ends with."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["depthcut", "study", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed.err
-        return printed.out if code == 0 else printed.err
-
-    return run
+    return functools.partial(command, "study")
 
 
 @pytest.fixture(scope="session")

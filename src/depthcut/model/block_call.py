@@ -18,6 +18,7 @@ from torch import nn
 from transformers.cache_utils import KVSharingDict
 
 from depthcut.model.branches import Architecture
+from depthcut.model.watch import first
 
 
 @dataclass
@@ -38,11 +39,6 @@ def bind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     names = list(inspect.signature(type(block).forward).parameters)[1:]
     given = dict(zip(names, args, strict=False)) | kwargs
     return given.pop(names[0]), given
-
-
-def first(output: Any) -> torch.Tensor:
-    """The stream among what a block or branch returns."""
-    return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
 
 
 def returned(architecture: Architecture, stream: torch.Tensor, given: dict[str, Any]) -> Any:
@@ -146,36 +142,3 @@ class BlockCaller:
         if self.architecture.carried:
             beside.carried = dict(zip(self.architecture.carried, output[1:], strict=False))
         return self.outer(first(output))
-
-
-@contextmanager
-def inputs_of(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collects the first input of each module as it is called."""
-    seen: list[torch.Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def outputs_of(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collects the stream that each module returns, in the order of the list."""
-    seen: dict[nn.Module, torch.Tensor] = {}
-    # Copies: Falcon adds the attention's output to the feed-forward part's in place.
-    handles = [
-        module.register_forward_hook(lambda m, _, out: seen.update({m: first(out).clone()})) for module in modules
-    ]
-    collected: list[torch.Tensor] = []
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-        collected.extend(seen[module] for module in modules if module in seen)

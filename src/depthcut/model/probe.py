@@ -28,6 +28,7 @@ from depthcut.model.branches import Architecture, Branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import PackedBlock
 from depthcut.model.stream import DecoderStream, probe
+from depthcut.model.watch import Call, first, watch
 from depthcut.model.whole_blocks import UnfitError, block_list, find_whole
 from depthcut.model.wrappers import decoder_config, num_blocks
 from depthcut.types import InputError, UnitKind
@@ -213,7 +214,7 @@ def _mixes_tokens(call: _Call) -> bool:
     """Whether what a module gives for the last token changes with the first one."""
     changed = call.given.clone()
     changed[:, 0] += 1
-    returned = _first(call.module(changed, *call.others, **call.keywords))
+    returned = first(call.module(changed, *call.others, **call.keywords))
     return not _agree(returned[:, -1], call.returned[:, -1])
 
 
@@ -247,7 +248,7 @@ def _projection(call: _Call) -> str:
     """Path of the linear map whose output the module returns; empty where there is none."""
     linear = {name: module for name, module in call.module.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     with _calls(linear) as calls:
-        returned = _first(call.module(call.given, *call.others, **call.keywords))
+        returned = first(call.module(call.given, *call.others, **call.keywords))
     written = returned - call.others[0] if _adds_residual(call) else returned
     for inner in reversed(calls):
         if inner.returned.numel() == written.numel() and _agree(inner.returned.view_as(written), written):
@@ -291,32 +292,17 @@ def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
     return float((one - other).abs().max()) <= TOLERANCE * float(other.abs().max())
 
 
-def _first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
-
-
 @contextmanager
 def _calls(modules: dict[str, nn.Module]) -> Iterator[list[_Call]]:
     """Collects the calls of modules that are given and give a tensor, in the order in which they end."""
+    names = {module: name for name, module in modules.items()}
     found: list[_Call] = []
 
-    def keep(name: str, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        keywords = dict(keywords)
-        given = args[0] if args else keywords.pop("hidden_states", None)
-        returned = _first(output)
-        if isinstance(given, torch.Tensor) and isinstance(returned, torch.Tensor):
-            count = len(output) if isinstance(output, tuple) else 1
-            found.append(_Call(name, module, given.clone(), args[1:], keywords, returned.clone(), count))
+    def keep(call: Call) -> None:
+        if isinstance(call.given, torch.Tensor) and isinstance(call.returned, torch.Tensor):
+            given, returned = call.given.clone(), call.returned.clone()
+            count = len(call.output) if isinstance(call.output, tuple) else 1
+            found.append(_Call(names[call.module], call.module, given, call.others, call.keywords, returned, count))
 
-    handles = [
-        module.register_forward_hook(
-            lambda module, args, keywords, output, name=name: keep(name, module, args, keywords, output),
-            with_kwargs=True,
-        )
-        for name, module in modules.items()
-    ]
-    try:
+    with watch(modules.values(), keep):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -23,11 +23,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut.model.block_call import Beside, BlockCaller, blocks_replaced, inputs_of, outputs_of
+from depthcut.model.block_call import Beside, BlockCaller, blocks_replaced
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.device import free_cached_memory
 from depthcut.model.paging import pager_of
+from depthcut.model.watch import watch
 from depthcut.process.faults import is_out_of_memory
 from depthcut.types import InputError, ResourceError, Unit
 
@@ -311,13 +312,18 @@ class DecoderStream:
         if visit is None:
             return self._call(layer, hidden, given, beside)
         if self.architecture.parallel:
-            with outputs_of([self._modules(unit)[-1] for unit in units]) as contributions:
+            lasts = [self._modules(unit)[-1] for unit in units]
+            added: dict[nn.Module, torch.Tensor] = {}
+            # Copies: Falcon adds the attention's output to the feed-forward part's in place.
+            with watch(lasts, lambda call: added.update({call.module: call.returned.clone()})):
                 output = self._call(layer, hidden, given, beside)
-            for unit, contribution in zip(units, contributions, strict=True):
-                visit(unit, hidden, hidden + contribution)
+            for unit, module in zip(units, lasts, strict=True):
+                visit(unit, hidden, hidden + added[module])
             visit(layer, hidden, output)
             return output
-        with inputs_of([self._modules(unit)[0] for unit in units[1:]]) as between:
+        between: list[torch.Tensor] = []
+        firsts = [self._modules(unit)[0] for unit in units[1:]]
+        with watch(firsts, lambda call: between.append(call.given), before=True):
             output = self._call(layer, hidden, given, beside)
         # OPT joins sequences before its feed-forward part.
         streams = [hidden, *(stream.view_as(hidden) for stream in between), output]

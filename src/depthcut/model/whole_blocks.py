@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import KVSharingDict
 
-from depthcut.model.block_call import bind, first
+from depthcut.model.block_call import bind
 from depthcut.model.branches import WHOLE, Architecture
+from depthcut.model.watch import first
 
 LENGTH = 7
 SEQUENCES = 2

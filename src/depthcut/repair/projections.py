@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthcut.model.branches import Branch
 from depthcut.model.paging import like
+from depthcut.model.watch import Call, watch
 
 
 def normed(block: nn.Module, branch: Branch, stream: torch.Tensor) -> torch.Tensor:
@@ -70,19 +71,14 @@ def replace_matrix(module: nn.Module, matrix: torch.Tensor) -> None:
 def calls_of(modules: Sequence[nn.Module], tokens: torch.Size) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Collects input and output of each module, in the order of the list, both of shape (*tokens, features)."""
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda module, args, output: seen.update({module: (args[0].view(*tokens, -1), output.view(*tokens, -1))})
-        )
-        for module in modules
-    ]
     collected: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
+
+    def keep(call: Call) -> None:
+        seen[call.module] = (call.given.view(*tokens, -1), call.returned.view(*tokens, -1))
+
+    with watch(modules, keep):
         yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-        collected.extend(seen[module] for module in modules if module in seen)
+    collected.extend(seen[module] for module in modules if module in seen)
 
 
 @contextmanager
@@ -91,17 +87,10 @@ def maps_that_read(core: nn.Module) -> Iterator[list[nn.Module]]:
     given: list[torch.Tensor] = []
     found: list[nn.Module] = []
 
-    def enter(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        given.append(args[0] if args else kwargs["hidden_states"])
+    def keep(call: Call) -> None:
+        if call.given.data_ptr() == given[0].data_ptr() and call.given.shape[-1] == given[0].shape[-1]:
+            found.append(call.module)
 
-    def call(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if args[0].data_ptr() == given[0].data_ptr() and args[0].shape[-1] == given[0].shape[-1]:
-            found.append(module)
-
-    handles = [core.register_forward_pre_hook(enter, with_kwargs=True)]
-    handles += [m.register_forward_pre_hook(call) for m in core.modules() if isinstance(m, nn.Linear | Conv1D)]
-    try:
+    linear = [module for module in core.modules() if isinstance(module, nn.Linear | Conv1D)]
+    with watch([core], lambda call: given.append(call.given), before=True), watch(linear, keep, before=True):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
+from depthcut.model.watch import watch
 from depthcut.repair import Damage
 
 
@@ -127,11 +128,8 @@ def outcomes(log_probabilities: torch.Tensor, index: torch.Tensor, rest: bool) -
 def head_inputs(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
     """Collects what the output head reads, each time that it runs."""
     read: list[torch.Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0]))
-    try:
+    with watch([model.get_output_embeddings()], lambda call: read.append(call.given), before=True):
         yield read
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

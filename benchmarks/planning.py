@@ -13,7 +13,7 @@ from pathlib import Path
 
 from depthcut.preview.device_profiles import find_profile
 from depthcut.preview.dry_run import Preview, preview
-from depthcut.preview.estimate import Estimate, Phase
+from depthcut.preview.estimate import Phase, RunEstimate
 from depthcut.run.recipe import Recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
@@ -65,7 +65,7 @@ def recipe(folder: str, strategy: str) -> Recipe:
     )
 
 
-def search_of(estimate: Estimate) -> Phase:
+def search_of(estimate: RunEstimate) -> Phase:
     return next(phase for phase in estimate.phases if phase.name == "search")
 
 

@@ -48,3 +48,18 @@ def test_no_class_outgrows_its_reader():
     large = {name: count for name, count in classes.items() if count > LINES_OF_A_CLASS}
     assert {name: count for name, count in large.items() if count > LARGE_CLASSES.get(name, LINES_OF_A_CLASS)} == {}
     assert LARGE_CLASSES.keys() <= large.keys()
+
+
+def test_no_public_class_name_is_defined_twice():
+    """Classes and aliases of types; the options of a command are named after what they set."""
+    named = {}
+    for path in SOURCES:
+        if path.parent.name == "commands":
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = getattr(node, "targets", [getattr(node, "target", node)])
+            for name in (getattr(target, "id", getattr(target, "name", "")) for target in targets):
+                if re.fullmatch(r"[A-Z]\w*[a-z]\w*|FAMILIES", name):
+                    named.setdefault(name, []).append(path.name)
+    assert {"DecoderStream", "FAMILIES", "Visitor"} <= named.keys()
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from depthcut.export import VerificationError
-from depthcut.export.second_reader import Answers, compare, verify_with
+from depthcut.export.second_reader import ReaderAnswers, compare, verify_with
 
 IDS = tiny.samples(num_samples=1).input_ids
 
@@ -20,7 +20,7 @@ def model():
 def right(model):
     loss = torch.nn.functional.cross_entropy(model(input_ids=IDS).logits[0, :-1], IDS[0, 1:])
     tokens = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False)
-    return Answers(float(loss), tuple(tokens[0, IDS.shape[1] :].tolist()))
+    return ReaderAnswers(float(loss), tuple(tokens[0, IDS.shape[1] :].tolist()))
 
 
 @torch.no_grad()
@@ -35,12 +35,12 @@ def test_the_models_own_answers_pass(model, right):
 @pytest.mark.parametrize("factor", [1.001, 0.999, float("nan"), float("inf")])
 def test_another_loss_is_told_with_both_numbers(model, right, factor):
     with pytest.raises(VerificationError, match=f"the engine finds a loss of .* the model in memory {right.loss:.6g}"):
-        check(model, Answers(right.loss * factor, right.greedy))
+        check(model, ReaderAnswers(right.loss * factor, right.greedy))
 
 
 @pytest.mark.parametrize("factor", [1.00001, 0.99999])
 def test_rounding_of_the_loss_passes(model, right, factor):
-    check(model, Answers(right.loss * factor, right.greedy))
+    check(model, ReaderAnswers(right.loss * factor, right.greedy))
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])
@@ -48,7 +48,7 @@ def test_another_token_is_told_with_its_step(model, right, step):
     other = (right.greedy[step] + 1) % tiny.VOCABULARY
     greedy = (*right.greedy[:step], other, *right.greedy[step + 1 :])
     with pytest.raises(VerificationError, match=f"{other} for {right.greedy[step]} at step {step + 1}$"):
-        check(model, Answers(right.loss, greedy))
+        check(model, ReaderAnswers(right.loss, greedy))
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def test_two_tokens_that_are_as_likely_may_be_exchanged():
     loss = torch.nn.functional.cross_entropy(model(input_ids=IDS).logits[0, :-1], IDS[0, 1:])
     for token in (best, twin):
         # What follows the exchanged token belongs to another text and is not compared.
-        check(model, Answers(float(loss), (token, *([0] * 5 if token != min(best, twin) else []))))
+        check(model, ReaderAnswers(float(loss), (token, *([0] * 5 if token != min(best, twin) else []))))
 
 
 def test_a_reader_that_fails_is_named_with_its_last_words(model, tmp_path):

@@ -29,7 +29,7 @@ from depthcut.repair.training.copies import copy_to_train, with_tensors
 from depthcut.repair.training.folder import training_folder
 from depthcut.repair.training.goals import Teacher, ask_teacher, outcomes
 from depthcut.repair.training.schedule import Schedule, training_rows
-from depthcut.repair.training.uidl import LowRank, find_row
+from depthcut.repair.training.uidl import LoraSettings, find_row
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
@@ -513,7 +513,7 @@ class TestPreset:
         assert (row.rank, row.learning_rate) == (rank, rate)
         config.__class__ = type("DepthcutConfig", (type(config),), {"model_type": PRUNED_PREFIX + model_type})
         assert find_row(config) == row
-        assert LowRank(rank=5).rank_for(config) == 5 and LowRank(learning_rate=1.0).rate_for(config) == 1.0
+        assert LoraSettings(rank=5).rank_for(config) == 5 and LoraSettings(learning_rate=1.0).rate_for(config) == 1.0
 
     def test_the_rest_of_the_recipe_is_uidls(self):
         recipe = REPAIRS.find("qlora").make()

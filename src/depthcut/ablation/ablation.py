@@ -22,7 +22,7 @@ from depthcut.ablation.objectives import Objective, find_objective
 from depthcut.ablation.prefix_cache import PrefixCache
 from depthcut.ablation.text import text_of
 from depthcut.calibration import Samples
-from depthcut.model.stream import Batch, DecoderStream, Run
+from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.process.journal import Journal
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.types import InputError, Unit
@@ -276,7 +276,7 @@ class Ablation:
         for together in self.stream.together(len(indices), STREAMS_ABREAST * max(sizes, default=0)):
             chosen = [indices[place] for place in together]
             batches: list[Batch] = [self.stream.prepare(ids[self._rows[i]], mask[self._rows[i]]) for i in chosen]
-            finals = self.stream.run_together([Run(batch) for batch in batches])
+            finals = self.stream.run_together([Pass(batch) for batch in batches])
             for index, batch, final in zip(chosen, batches, finals, strict=True):
                 compared[index] = ComparedBatch(batch, final, self._text.scored(index))
         return compared

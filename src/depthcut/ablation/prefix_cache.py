@@ -14,7 +14,7 @@ import torch
 from depthcut.ablation.ledger import Key, Removed
 from depthcut.ablation.memory import stride_that_fits
 from depthcut.model.branches import Architecture
-from depthcut.model.stream import Batch, DecoderStream, Run
+from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.types import Unit
 
 
@@ -104,7 +104,7 @@ class PrefixCache:
         num_of_base = len(runs)
         for removed, index in keys:
             start = self.start(removed)
-            runs.append(Run(self._batches[index], removed, start, stream=partial(self._at, index, start)))
+            runs.append(Pass(self._batches[index], removed, start, stream=partial(self._at, index, start)))
         finals = self.stream.run_together(runs)[num_of_base:]
         for index in needed:
             kept = self._kept[index]
@@ -112,7 +112,7 @@ class PrefixCache:
                 del kept[position]
         return finals
 
-    def _run_of_base(self, index: int, positions: set[int]) -> list[Run]:
+    def _run_of_base(self, index: int, positions: set[int]) -> list[Pass]:
         """A run that leaves what enters these positions; none where all of it is kept."""
         kept = self._kept[index]
         missing = positions - kept.keys() - {0}
@@ -120,7 +120,7 @@ class PrefixCache:
             return []
         nearest = max((known for known in kept if known < min(missing)), default=0)
         visit = partial(self._keep_passing, index, missing)
-        return [Run(self._batches[index], self.base, nearest, max(missing), kept.get(nearest), visit)]
+        return [Pass(self._batches[index], self.base, nearest, max(missing), kept.get(nearest), visit)]
 
     def _keep_passing(
         self, index: int, positions: Collection[int], unit: Unit | int, _: torch.Tensor, after: torch.Tensor

@@ -58,7 +58,7 @@ def text_of(samples: Samples, objective: str, batch_size: int) -> ObjectiveText:
             f"objective {objective!r} compares the answers of multiple-choice questions, and "
             f"{samples.description.source} is text without them; name a file of questions as calibration"
         )
-    return Questions(samples, samples.choices, batch_size)
+    return QuestionText(samples, samples.choices, batch_size)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuestionText:
     """Each question has a value, from all its answers, which are run together; all questions weigh the same."""
 
     samples: Samples

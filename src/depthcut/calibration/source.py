@@ -17,13 +17,13 @@ from typing import Any, Literal
 from depthcut.types import InputError
 
 Purpose = Literal["calibration", "evaluation"]
-Kind = Literal["stdlib", "self", "text", "rows", "hub"]
+SourceKind = Literal["stdlib", "self", "text", "rows", "hub"]
 Join = Literal["eos", "lines"]
-Order = Literal["shuffle", "first"]
+DocumentOrder = Literal["shuffle", "first"]
 
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 SUFFIXES = (".txt", *ROW_SUFFIXES)
-KEYS: dict[Kind, tuple[str, ...]] = {
+KEYS: dict[SourceKind, tuple[str, ...]] = {
     "hub": ("config", "split", "column", "revision", "join", "order"),
     "rows": ("column", "join", "order"),
     "text": ("order",),
@@ -52,7 +52,7 @@ class TextPart:
     """
 
     name: str
-    kind: Kind
+    kind: SourceKind
     location: str = ""
     config: str | None = None
     calibration_split: str = "train"
@@ -60,7 +60,7 @@ class TextPart:
     column: str = "text"
     revision: str | None = None
     join: Join = "eos"
-    order: Order | None = None
+    order: DocumentOrder | None = None
     summary: str = field(default="", compare=False)
 
     @property
@@ -71,7 +71,7 @@ class TextPart:
     def split_for(self, purpose: Purpose) -> str:
         return self.calibration_split if purpose == "calibration" else self.evaluation_split
 
-    def order_for(self, purpose: Purpose) -> Order:
+    def order_for(self, purpose: Purpose) -> DocumentOrder:
         return self.order or ("shuffle" if purpose == "calibration" else "first")
 
 

@@ -23,7 +23,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 TOKENS = 97
 """Prompts are made of the first token ids that every vocabulary has."""
 
-Run = Callable[[list[int], int], tuple[float, float]]
+TimedRun = Callable[[list[int], int], tuple[float, float]]
 """Reads a prompt and decodes so many tokens after the first; seconds of both."""
 
 
@@ -41,20 +41,20 @@ class Options(NamedTuple):
     threads: int
 
 
-class Loaded(NamedTuple):
+class LoadedEngine(NamedTuple):
     """A model in its engine.
 
     Attributes:
         found: what is known of its memory, instead of the peak.
     """
 
-    run: Run
+    run: TimedRun
     software: str
     device: str
     found: dict[str, float]
 
 
-def load_transformers(options: Options) -> Loaded:
+def load_transformers(options: Options) -> LoadedEngine:
     import torch
     import transformers
 
@@ -69,10 +69,10 @@ def load_transformers(options: Options) -> Loaded:
         return taken.prompt, taken.decode
 
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
-    return Loaded(run, f"transformers {transformers.__version__}", device, {})
+    return LoadedEngine(run, f"transformers {transformers.__version__}", device, {})
 
 
-def load_llama_cpp(options: Options) -> Loaded:
+def load_llama_cpp(options: Options) -> LoadedEngine:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -94,10 +94,10 @@ def load_llama_cpp(options: Options) -> Loaded:
         timings = answer["timings"]
         return timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000
 
-    return Loaded(run, f"xllamacpp {xllamacpp.__version__}", platform.machine(), {})
+    return LoadedEngine(run, f"xllamacpp {xllamacpp.__version__}", platform.machine(), {})
 
 
-def load_vllm(options: Options) -> Loaded:
+def load_vllm(options: Options) -> LoadedEngine:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # it binds to all cores otherwise
@@ -130,7 +130,7 @@ def load_vllm(options: Options) -> Loaded:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     # It takes the memory for its cache at once, so what tells models apart is how much fits into it.
     found = {"kv_capacity_tokens": cache.num_gpu_blocks * cache.block_size}
-    return Loaded(run, f"vllm {vllm.__version__}", device, found)
+    return LoadedEngine(run, f"vllm {vllm.__version__}", device, found)
 
 
 LOADERS = {"transformers": load_transformers, "llama.cpp": load_llama_cpp, "vllm": load_vllm}

@@ -12,7 +12,7 @@ from depthcut.ablation.objectives import KL, Loss
 from depthcut.calibration import Samples
 from depthcut.evaluation.draft import GREEDY, SAMPLING, accepted, agreed
 from depthcut.evaluation.paired import DIFFERENCE
-from depthcut.model.stream import Batch, DecoderStream, Run
+from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.types import Measurement
 
 SUMS = 4
@@ -100,7 +100,7 @@ _Run = tuple[Batch, torch.Tensor]
 
 def _run_all(stream: DecoderStream, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[_Run]:
     batches = [stream.prepare(*ids_and_mask) for ids_and_mask in given]
-    return list(zip(batches, stream.run_together([Run(batch) for batch in batches]), strict=True))
+    return list(zip(batches, stream.run_together([Pass(batch) for batch in batches]), strict=True))
 
 
 def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> torch.Tensor:

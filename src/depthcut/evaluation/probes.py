@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["repetition", "arithmetic", "copy", "format"]
+PromptKind = Literal["repetition", "arithmetic", "copy", "format"]
 
 NGRAM = 4
 CHAIN_STEPS = 5
 
-MEASURES: dict[Kind, str] = {
+MEASURES: dict[PromptKind, str] = {
     "repetition": f"share of {NGRAM}-grams seen before in the text; less is better",
     "arithmetic": "share of steps right before the first wrong one",
     "copy": "share of words right before the first wrong one",
@@ -34,7 +34,7 @@ class Probe:
         score: from the text that follows to a number in [0, 1]; of repetition the tokens decide instead.
     """
 
-    kind: Kind
+    kind: PromptKind
     prompt: str
     num_tokens: int
     score: Callable[[str], float]

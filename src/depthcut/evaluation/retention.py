@@ -29,7 +29,7 @@ from depthcut.evaluation.paired import (
     retained,
     stratum,
 )
-from depthcut.evaluation.suite import Group, Suite, Task
+from depthcut.evaluation.suite import Suite, Task, TaskGroup
 from depthcut.types import Measurement
 
 AVERAGE = "average"
@@ -98,14 +98,14 @@ def _measured(name: str, found: Estimate, unit: str, model: str, common: Mapping
     return Measurement(name=name, value=found.value, stderr=found.stderr, unit=unit, model=model, **common)
 
 
-def _data(suite: Suite, row: Task | Group) -> str:
+def _data(suite: Suite, row: Task | TaskGroup) -> str:
     if isinstance(row, Task):
         return row.description
     first = suite.tasks[row.tasks[0]].description
     return f"{len(row.tasks)} tasks, such as {row.tasks[0]}: {first}"
 
 
-def _scores(suite: Suite, row: Task | Group, dense: Results, other: Results) -> list[Score]:
+def _scores(suite: Suite, row: Task | TaskGroup, dense: Results, other: Results) -> list[Score]:
     """The scores of one row by metric; of a group only those that are means over items."""
     if isinstance(row, Task):
         return [_task_score(row, key, dense[row.name], other[row.name]) for key in dense[row.name].metrics]
@@ -162,7 +162,7 @@ def _of_strata(metric: str, strata: Sequence[Stratum], *, share: bool = True) ->
     )
 
 
-def _average(found: Sequence[tuple[Task | Group, Sequence[Score]]]) -> tuple[str, Score] | None:
+def _average(found: Sequence[tuple[Task | TaskGroup, Sequence[Score]]]) -> tuple[str, Score] | None:
     """The mean over the rows that have right answers, and which metric of each; nothing where fewer than two have."""
     chosen = [(row.name, score) for row, scores in found if (score := _main(scores)) is not None]
     if len(chosen) < 2:

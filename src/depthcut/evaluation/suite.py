@@ -74,7 +74,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Group:
+class TaskGroup:
     """Several tasks under one name.
 
     Attributes:
@@ -96,7 +96,7 @@ class Suite:
     """
 
     tasks: Mapping[str, Task]
-    rows: tuple[Task | Group, ...]
+    rows: tuple[Task | TaskGroup, ...]
 
 
 def check_harness() -> None:
@@ -152,7 +152,7 @@ def load_suite(
     with quiet_harness():
         manager = _index(names, include_path)
         tasks: dict[str, Task] = {}
-        rows: list[Task | Group] = []
+        rows: list[Task | TaskGroup] = []
         for name in names:
             with _reading_task(name):
                 found = manager.load([name])
@@ -162,7 +162,7 @@ def load_suite(
             group = found.get("groups", {}).get(name)
             if group is not None and group.has_aggregation:
                 metrics = {entry.metric: bool(entry.weight_by_size) for entry in group.aggregate_metric_list}
-                rows.append(Group(name, tuple(found["tasks"]), metrics))
+                rows.append(TaskGroup(name, tuple(found["tasks"]), metrics))
             else:
                 rows += [tasks[member] for member in found["tasks"]]
     return Suite(tasks, tuple({row.name: row for row in rows}.values()))

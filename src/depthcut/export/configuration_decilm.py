@@ -12,7 +12,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 
-class Entry(dict[str, Any]):
+class BlockEntry(dict[str, Any]):
     """A JSON object whose values are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
@@ -24,7 +24,7 @@ class Entry(dict[str, Any]):
 
 def _entries(value: Any) -> Any:
     if isinstance(value, dict):
-        return Entry({name: _entries(inner) for name, inner in value.items()})
+        return BlockEntry({name: _entries(inner) for name, inner in value.items()})
     return value
 
 

@@ -35,7 +35,7 @@ from depthcut.model.quantisation import require_unquantised
 from depthcut.model.sublayers import MANIFEST, is_marked, require_no_emulations
 from depthcut.types import InputError
 
-FAMILIES = ("llama", "mistral", "qwen2")
+NAS_FAMILIES = ("llama", "mistral", "qwen2")
 FFN_MULTIPLE = 256
 
 CONFIGURATION_FILE = Path(__file__).with_name("configuration_decilm.py")
@@ -54,8 +54,8 @@ class NemotronNas:
         require_unquantised(config, "nemotron-nas")
         model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
         reason = None
-        if model_type not in FAMILIES:
-            reason = f"it holds models of type {', '.join(FAMILIES)}, not {model_type}"
+        if model_type not in NAS_FAMILIES:
+            reason = f"it holds models of type {', '.join(NAS_FAMILIES)}, not {model_type}"
         elif _slides(config):
             reason = "it has no sliding windows, and this model's attention slides"
         elif config.hidden_act not in ("silu", "swish"):

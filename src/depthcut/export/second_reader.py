@@ -29,7 +29,7 @@ TIE_NATS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 2e-1}
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReaderAnswers:
     """What a reader says about a text.
 
     Attributes:
@@ -67,7 +67,7 @@ def verify_with(
     compare(reader, model, input_ids, _ask(reader, script, folder, question, python or sys.executable))
 
 
-def compare(reader: str, model: PreTrainedModel, input_ids: torch.Tensor, found: Answers) -> None:
+def compare(reader: str, model: PreTrainedModel, input_ids: torch.Tensor, found: ReaderAnswers) -> None:
     """Raises VerificationError where the answers are not those of the model in memory."""
     loss = _loss(model(input_ids=input_ids, use_cache=False).logits[0], input_ids[0])
     if not abs(found.loss - loss) <= LOSS_TOLERANCE[model.dtype] * loss:
@@ -93,7 +93,7 @@ def _loss(logits: torch.Tensor, token_ids: torch.Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(logits[:-1].double(), token_ids[1:]))
 
 
-def _ask(reader: str, script: Path, folder: Path, question: dict[str, object], python: str) -> Answers:
+def _ask(reader: str, script: Path, folder: Path, question: dict[str, object], python: str) -> ReaderAnswers:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "question.json"
         file.write_text(json.dumps(question), encoding="utf-8")
@@ -112,4 +112,4 @@ def _ask(reader: str, script: Path, folder: Path, question: dict[str, object], p
     found = json.loads(lines[-1])
     if "problem" in found:
         raise VerificationError(f"{reader} cannot read the written model: {found['problem']}")
-    return Answers(found["loss"], tuple(found["greedy"]))
+    return ReaderAnswers(found["loss"], tuple(found["greedy"]))

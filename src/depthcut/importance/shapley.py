@@ -29,7 +29,7 @@ from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.ledger import Removed
 from depthcut.types import InputError, Removal, Scores
 
-Value = Callable[[Removed], float]
+ValueOf = Callable[[Removed], float]
 """The objective when a set of units is gone; smaller = better."""
 Ahead = Callable[[Sequence[Removed]], None]
 """Told which sets will be asked for next, so that several processes can divide them."""
@@ -73,7 +73,7 @@ class Importance:
         )
 
 
-def value_of(ablation: Ablation) -> Value:
+def value_of(ablation: Ablation) -> ValueOf:
     """The objective on the whole calibration text. Each set becomes the base, so that the next is run from where it
     differs."""
 
@@ -93,10 +93,10 @@ def ahead_of(ablation: Ablation) -> Ahead:
     return ahead
 
 
-def values_of_batches(ablation: Ablation) -> list[Value]:
+def values_of_batches(ablation: Ablation) -> list[ValueOf]:
     """The objective on each batch of sequences alone, the mean over the sequences of the batch."""
 
-    def of_batch(index: int) -> Value:
+    def of_batch(index: int) -> ValueOf:
         def value(removed: Removed) -> float:
             ablation.rebase(removed)
             return float(ablation.per_sequence([removed], [index]).mean())
@@ -107,7 +107,7 @@ def values_of_batches(ablation: Ablation) -> list[Value]:
 
 
 def leave_one_out(
-    players: Sequence[Removal], value: Value, max_forwards: int | None = None, ahead: Ahead = lambda _: None
+    players: Sequence[Removal], value: ValueOf, max_forwards: int | None = None, ahead: Ahead = lambda _: None
 ) -> Importance:
     """v({player}) - v({}). Costs one pass a player and one more.
 
@@ -128,7 +128,7 @@ def leave_one_out(
 
 def random_subsets(
     players: Sequence[Removal],
-    values: Sequence[Value],
+    values: Sequence[ValueOf],
     *,
     num_subsets: int = 10,
     keep_fraction: float = 0.5,
@@ -182,7 +182,7 @@ def random_subsets(
 
 def permutation(
     players: Sequence[Removal],
-    value: Value,
+    value: ValueOf,
     *,
     max_forwards: int = DEFAULT_MAX_FORWARDS,
     target_share: float = 0.05,

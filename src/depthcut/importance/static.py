@@ -16,7 +16,7 @@ import torch
 
 from depthcut.calibration import Samples
 from depthcut.importance import METRICS, Change, EndMetric, ModelMetric, Stream, TokenMetric, metric_name
-from depthcut.model.stream import DecoderStream, Run
+from depthcut.model.stream import DecoderStream, Pass
 from depthcut.types import InputError, Scores, Unit
 
 MEASURED_STREAMS = 16
@@ -156,7 +156,7 @@ def static_scores(
     for together in stream.together(len(rows), MEASURED_STREAMS * stream.stream_bytes(samples.input_ids[rows[0]])):
         batches = [stream.prepare(samples.input_ids[rows[i]], samples.attention_mask[rows[i]]) for i in together]
         visitors = [_BatchVisitor(token_sums, batch.token_mask) for batch in batches]
-        stream.run_together([Run(batch, visit=visit) for batch, visit in zip(batches, visitors, strict=True)])
+        stream.run_together([Pass(batch, visit=visit) for batch, visit in zip(batches, visitors, strict=True)])
         for visitor in visitors:
             num_tokens.append(visitor.tokens.sum(dim=-1))
             boundaries = torch.stack([visitor.block_ends[0][0], *(ends[1] for ends in visitor.block_ends)])

@@ -167,9 +167,9 @@ class DecoderStream:
         Returns:
             The stream entering `stop` (by default the one before the final norm), same shape as `stream`.
         """
-        return self.run_together([Run(batch, removed, start, stop, stream, visit)])[0]
+        return self.run_together([Pass(batch, removed, start, stop, stream, visit)])[0]
 
-    def run_together(self, runs: Sequence[Run]) -> list[torch.Tensor]:
+    def run_together(self, runs: Sequence[Pass]) -> list[torch.Tensor]:
         """Several passes side by side, block by block: where weights are paged, each is brought in once for all.
 
         Returns:
@@ -190,7 +190,7 @@ class DecoderStream:
                     streams[index] = self._run_layer(run, stop, layer, _entering(run, streams[index]), beside[index])
         return [_entering(run, stream) for run, stream in zip(runs, streams, strict=True)]
 
-    def _run_layer(self, run: Run, stop: int, layer: int, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
+    def _run_layer(self, run: Pass, stop: int, layer: int, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
         """What of a run lies in one block."""
         per_block = len(self.architecture.branches)
         begin = layer * per_block
@@ -369,7 +369,7 @@ class DecoderStream:
             yield positions, output.logits
 
 
-def _entering(run: Run, stream: torch.Tensor | None) -> torch.Tensor:
+def _entering(run: Pass, stream: torch.Tensor | None) -> torch.Tensor:
     """The stream of a run so far, before it has begun the one that it begins with."""
     if stream is not None:
         return stream

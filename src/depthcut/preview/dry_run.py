@@ -9,7 +9,7 @@ from depthcut.model.flops import ModelWork, measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model
 from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
-from depthcut.preview.estimate import Estimate, estimate
+from depthcut.preview.estimate import RunEstimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
@@ -31,7 +31,7 @@ class Preview:
     source: ModelSource
     problem: Problem
     plan: Plan | None
-    estimate: Estimate
+    estimate: RunEstimate
     device: DeviceProfile
     num_devices: int
     program_bytes: int
@@ -79,7 +79,7 @@ def estimate_source(
     removed: Collection[Unit] | None = None,
     *,
     on_accelerator: bool,
-) -> Estimate:
+) -> RunEstimate:
     """The estimate of a run on a model that was found, with the room that it has.
 
     Args:

@@ -60,7 +60,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What a run will take.
 
     Attributes:
@@ -112,7 +112,7 @@ def estimate(
     weight_bytes: int,
     removed: Collection[Unit] | None = None,
     gguf_bytes: int = 0,
-) -> Estimate:
+) -> RunEstimate:
     """The estimate of one run.
 
     Args:
@@ -128,7 +128,7 @@ def estimate(
     if search.needs == "objective" or problem.budget.kind == "increase":
         phases.append(run.search(search.estimate(problem, recipe.calibration_samples)))
     phases += [run.repair(), run.evaluate()] if recipe.repairs else [run.evaluate()]
-    return Estimate(run.weight_bytes, run.pruned_bytes(removed), room.weights, tuple(phases))
+    return RunEstimate(run.weight_bytes, run.pruned_bytes(removed), room.weights, tuple(phases))
 
 
 class _Run:

@@ -13,14 +13,14 @@ from depthcut.repair import REPAIRS, Damage, Repaired
 from depthcut.repair.training.folder import training_folder
 from depthcut.repair.training.goals import ask_teacher
 from depthcut.repair.training.schedule import Count, counting_sequences, require_packages, training_rows
-from depthcut.repair.training.uidl import LowRank
+from depthcut.repair.training.uidl import LoraSettings
 
 FULL_RATE = 1e-4
 """Highest learning rate of whole weights, where none is given; UIDL's are for LoRA."""
 
 
 @dataclass(frozen=True)
-class Distill(LowRank):
+class Distill(LoraSettings):
     """Trains LoRA, or every weight, so that the model answers as the dense one does.
 
     Attributes:

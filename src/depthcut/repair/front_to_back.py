@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut.model.stream import Batch, DecoderStream, Run
+from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.model.sublayers import missing_units
 from depthcut.repair import Damage
 from depthcut.repair.moments import Moments, held_out_sequences
@@ -139,7 +139,7 @@ class FrontToBack:
         batches = list(self._batches(self.dense))
         for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
             part = [batches[place] for place in together]
-            entering = self.dense.run_together([Run(batch, stop=begin) for _, batch in part])
+            entering = self.dense.run_together([Pass(batch, stop=begin) for _, batch in part])
             for (rows, batch), stream in zip(part, entering, strict=True):
                 self._dense_streams[rows] = stream
                 # What was removed before the first kept sublayer was there in the dense model.

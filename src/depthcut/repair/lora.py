@@ -12,11 +12,11 @@ from depthcut.repair import REPAIRS, Damage, Repaired
 from depthcut.repair.training.folder import training_folder
 from depthcut.repair.training.goals import NextToken
 from depthcut.repair.training.schedule import counting_sequences, require_packages
-from depthcut.repair.training.uidl import LowRank
+from depthcut.repair.training.uidl import LoraSettings
 
 
 @dataclass(frozen=True)
-class LoRA(LowRank):
+class LoRA(LoraSettings):
     """Trains low-rank changes of the linear maps, and merges them into the weights."""
 
     packages: ClassVar[tuple[str, ...]] = ("peft",)

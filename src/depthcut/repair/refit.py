@@ -29,7 +29,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.branches import Architecture
-from depthcut.model.stream import DecoderStream, Run
+from depthcut.model.stream import DecoderStream, Pass
 from depthcut.repair import REPAIRS, Damage, Repaired
 from depthcut.repair.front_to_back import Change, FrontToBack, Group
 from depthcut.repair.judge import Judge
@@ -171,7 +171,7 @@ class _Trial:
 
     def _run(self, stop: int | None) -> list[torch.Tensor]:
         pairs = zip(self._batches, self._streams, strict=True)
-        return self._pruned.run_together([Run(batch, (), self._position, stop, stream) for batch, stream in pairs])
+        return self._pruned.run_together([Pass(batch, (), self._position, stop, stream) for batch, stream in pairs])
 
     def _value(self) -> float:
         return self._judge.value(self._pruned, self._batches, self._run(None))

@@ -11,7 +11,7 @@ from depthcut.types import Plan
 
 
 @dataclass(frozen=True)
-class Figure:
+class KeyNumber:
     """One part of the answer: a large number with what it means and what it comes from."""
 
     term: str
@@ -20,7 +20,7 @@ class Figure:
     notes: tuple[str, ...]
 
 
-def answer(plan: Plan, rows: Sequence[Row], retained: str = "") -> list[Figure]:
+def answer(plan: Plan, rows: Sequence[Row], retained: str = "") -> list[KeyNumber]:
     """The page's first numbers: how much smaller, at what cost, how much faster.
 
     Args:
@@ -35,12 +35,12 @@ def answer(plan: Plan, rows: Sequence[Row], retained: str = "") -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Sequence[str]) -> Figure | None:
+def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Sequence[str]) -> KeyNumber | None:
     if row is None or row.pruned == UNKNOWN:
         return None
     if not row.change:
-        return Figure(term, row.pruned, meaning + measure, tuple(notes))
-    return Figure(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
+        return KeyNumber(term, row.pruned, meaning + measure, tuple(notes))
+    return KeyNumber(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
 
 
 def _cost_notes(by_name: Mapping[str, Row], retained: str) -> list[str]:
@@ -55,7 +55,7 @@ def _cost_notes(by_name: Mapping[str, Row], retained: str) -> list[str]:
     return notes
 
 
-def _speed_figure(by_name: Mapping[str, Row]) -> Figure | None:
+def _speed_figure(by_name: Mapping[str, Row]) -> KeyNumber | None:
     """Decoding and prompt speed; beside a speed-up measured in pairs, speeds of different moments tell nothing."""
     prompt = _pruned_text(by_name, "prompt_speedup") or _change(by_name, "prompt_tokens_per_second")
     ideal, cache = _pruned_text(by_name, "decode_ideal_speedup"), _change(by_name, "kv_bytes_per_token")
@@ -63,7 +63,7 @@ def _speed_figure(by_name: Mapping[str, Row]) -> Figure | None:
     notes = tuple(f"{what} {text}" for what, text in parts if text)
     paired = _pruned_text(by_name, "decode_speedup")
     if paired:
-        return Figure("Speed", paired, "decoding", notes)
+        return KeyNumber("Speed", paired, "decoding", notes)
     return _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", notes)
 
 

@@ -27,7 +27,7 @@ from depthcut.report.samples import samples_by_prompt
 from depthcut.report.scores import nearest_windows, score_grids
 from depthcut.report.side_by_side import RunCurve, answers, check_runs, differing_texts, joined, run_curves
 from depthcut.report.table import before_after, columns, data_notes, dense_parameters
-from depthcut.report.tasks import TaskResult, is_task, retained_average, task_results, task_table
+from depthcut.report.tasks import TaskScore, is_task, retained_average, task_results, task_table
 from depthcut.types import Measurement, Plan, Record, Repair, ScoreTable
 
 FIGURES = ("words", "charts", "curves", "tasks")
@@ -48,7 +48,7 @@ class PageData(Record):
     scores: ScoreTable | None
     measurements: tuple[Measurement, ...]
     repairs: tuple[Repair, ...]
-    tasks: tuple[TaskResult, ...]
+    tasks: tuple[TaskScore, ...]
     collapse: int | None
     apply_command: str
 
@@ -57,7 +57,7 @@ class RunsData(Record):
     """What the figures of a page of several runs draw."""
 
     runs: tuple[RunCurve, ...]
-    tasks: tuple[TaskResult, ...]
+    tasks: tuple[TaskScore, ...]
 
 
 def write_report(path: Path, run: Run) -> None:

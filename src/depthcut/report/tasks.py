@@ -17,7 +17,7 @@ USUAL_METRICS = ("acc_norm", "acc", "acc_bytes")
 """Right answers among options: of one task the figure shows the first that there is, the table all."""
 
 
-class TaskResult(Record):
+class TaskScore(Record):
     """One share in [0, 1] of one model, as the figure shows it."""
 
     task: str
@@ -79,7 +79,7 @@ def task_table(measurements: Sequence[Measurement]) -> TaskTable:
     return TaskTable(tuple(heads), tuple(rows))
 
 
-def task_results(measurements: Sequence[Measurement]) -> list[TaskResult]:
+def task_results(measurements: Sequence[Measurement]) -> list[TaskScore]:
     """What the figure shows: shares, one metric of right answers a task."""
     shares = [m for m in measurements if is_task(m) and not is_paired(m.name) and _is_share(m) and 0 <= m.value <= 1]
     metrics: dict[str, set[str]] = {}
@@ -90,7 +90,7 @@ def task_results(measurements: Sequence[Measurement]) -> list[TaskResult]:
         task: next((metric for metric in USUAL_METRICS if metric in known), None) for task, known in metrics.items()
     }
     return [
-        TaskResult(task=_label(m.name), model=m.model, value=m.value, stderr=m.stderr)
+        TaskScore(task=_label(m.name), model=m.model, value=m.value, stderr=m.stderr)
         for m in {(m.name, m.model): m for m in shares}.values()
         if _metric(m) not in USUAL_METRICS or _metric(m) == usual[m.name.rsplit("/", 1)[0]]
     ]

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, Removal, Step, UnitChoice
 
-Order = Literal["deepest-first", "sequential", "reverse", "random"]
+RemovalOrder = Literal["deepest-first", "sequential", "reverse", "random"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FixedOrder:
             `sequential` the first block first; `reverse` the last block first; `random` seeded.
     """
 
-    order: Order
+    order: RemovalOrder
     needs: ClassVar[Literal["configuration"]] = "configuration"
     preferred_unit: ClassVar[UnitChoice] = "block"
     objective: ClassVar[None] = None
@@ -52,7 +52,7 @@ class FixedOrder:
         return candidates[:-1] if removes_all else candidates
 
 
-_ORDERS: tuple[tuple[Order, str, str], ...] = (
+_ORDERS: tuple[tuple[RemovalOrder, str, str], ...] = (
     ("deepest-first", "the deepest blocks but the last", "UIDL, arXiv 2403.17887"),
     ("sequential", "the first blocks first (a control)", "ShortGPT, arXiv 2403.03853"),
     ("reverse", "the last blocks first (a control)", "ShortGPT, arXiv 2403.03853"),

@@ -17,7 +17,7 @@ from depthcut.process.workspace import check_output
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
 from depthcut.studies.figures import Curve, CurveFigure
-from depthcut.studies.paths import Method, check_methods, plans_of, pose_method
+from depthcut.studies.paths import PosedMethod, check_methods, plans_of, pose_method
 from depthcut.studies.quality import Candidate, Measure, Quality, label, prepare_repairs, texts_of
 from depthcut.studies.questions import NOT_REPAIRED
 from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
@@ -115,7 +115,7 @@ class _Found:
 
     def __init__(
         self,
-        methods: Sequence[Method],
+        methods: Sequence[PosedMethod],
         plans: dict[str, dict[str, Plan]],
         repairs: Sequence[str],
         quality: Quality,

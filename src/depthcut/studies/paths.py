@@ -20,7 +20,7 @@ PATHS = "paths"
 
 
 @dataclass(frozen=True)
-class Method:
+class PosedMethod:
     """One method with what it is asked for, checked before weights load.
 
     Attributes:
@@ -41,7 +41,7 @@ def check_methods(methods: Sequence[str]) -> None:
         raise InputError(f"a method is named twice among {', '.join(methods)}; name each once")
 
 
-def pose_method(recipe: Recipe, source: ModelSource, name: str, budgets: dict[str, dict[str, str]]) -> Method:
+def pose_method(recipe: Recipe, source: ModelSource, name: str, budgets: dict[str, dict[str, str]]) -> PosedMethod:
     """A method with several amounts.
 
     Args:
@@ -51,7 +51,7 @@ def pose_method(recipe: Recipe, source: ModelSource, name: str, budgets: dict[st
         InputError: the method is unknown, or cannot remove so much or such units.
     """
     recipes = ask_method(recipe, name, budgets)
-    return Method(name, recipes, {amount: pose_problem(each, source) for amount, each in recipes.items()})
+    return PosedMethod(name, recipes, {amount: pose_problem(each, source) for amount, each in recipes.items()})
 
 
 def ask_method(
@@ -73,7 +73,7 @@ def ask_method(
     return recipes
 
 
-def path_of(loaded: Loaded, method: Method, folder: Path) -> dict[int, Plan]:
+def path_of(loaded: Loaded, method: PosedMethod, folder: Path) -> dict[int, Plan]:
     """Plans that remove one unit, two, and so on to the method's only amount, by their number of units.
 
     A path is cut where it goes unit by unit; else (`uidl`, `window`) the method is asked for each number anew.
@@ -94,7 +94,7 @@ def path_of(loaded: Loaded, method: Method, folder: Path) -> dict[int, Plan]:
     return dict(sorted(plans.items()))
 
 
-def plans_of(loaded: Loaded, method: Method, folder: Path) -> dict[str, Plan]:
+def plans_of(loaded: Loaded, method: PosedMethod, folder: Path) -> dict[str, Plan]:
     """The plan for each of the method's amounts, as `prune` would find it."""
     return {
         amount: _plan(loaded, recipe, method.problems[amount], folder / PATHS / method.name)

@@ -15,7 +15,7 @@ from depthcut.process.workspace import check_output
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
 from depthcut.studies.figures import Curve, CurveFigure
-from depthcut.studies.paths import Method, check_methods, path_of, pose_method
+from depthcut.studies.paths import PosedMethod, check_methods, path_of, pose_method
 from depthcut.studies.quality import Candidate, Measure, Quality, label, prepare_repairs, texts_of
 from depthcut.studies.questions import NOT_REPAIRED
 from depthcut.studies.study import Cell, Study, Table, study_folder, write_study
@@ -92,7 +92,11 @@ class _Found:
     """The curves, when all is measured."""
 
     def __init__(
-        self, methods: Sequence[Method], points: dict[str, dict[int, Plan]], repairs: Sequence[str], quality: Quality
+        self,
+        methods: Sequence[PosedMethod],
+        points: dict[str, dict[int, Plan]],
+        repairs: Sequence[str],
+        quality: Quality,
     ) -> None:
         self.points, self.quality = points, quality
         self.problems = {method.name: next(iter(method.problems.values())) for method in methods}

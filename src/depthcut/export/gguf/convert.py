@@ -83,7 +83,7 @@ class Family:
     norm_offset: float = 0.0
 
 
-FAMILIES = {
+GGUF_FAMILIES = {
     "llama": Family("llama", interleaved=True),
     "mistral": Family("llama", interleaved=True),
     "qwen2": Family("qwen2"),
@@ -100,9 +100,11 @@ def find_family(config: PreTrainedConfig) -> Family:
     """
     model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
     otherwise = "use the form hf" + ("" if is_marked(config) else " and llama.cpp's convert_hf_to_gguf.py")
-    if model_type not in FAMILIES:
-        raise InputError(f"GGUF is written for {', '.join(FAMILIES)}, and this is a {model_type} model; {otherwise}")
-    family = FAMILIES[model_type]
+    if model_type not in GGUF_FAMILIES:
+        raise InputError(
+            f"GGUF is written for {', '.join(GGUF_FAMILIES)}, and this is a {model_type} model; {otherwise}"
+        )
+    family = GGUF_FAMILIES[model_type]
     if is_marked(config) and family.architecture not in DECI_FROM:
         raise InputError(
             f"llama.cpp runs blocks that lack sublayers only of {', '.join(DECI_FROM)} models, not of {model_type}; "

@@ -22,7 +22,7 @@ from depthcut.repair import Damage, Repaired
 from depthcut.repair.training.copies import copy_to_train, with_tensors
 from depthcut.repair.training.goals import Goal, NextToken
 from depthcut.repair.training.trainer import own_randomness, train
-from depthcut.repair.training.uidl import LowRank, Modules
+from depthcut.repair.training.uidl import LoraSettings, Modules
 from depthcut.types import InputError
 
 ADAPTER = "default"
@@ -34,7 +34,7 @@ changed it before training."""
 
 
 def train_adapters(
-    damage: Damage, pruned: PreTrainedModel, goal: Goal, settings: LowRank, folder: Path, *, nf4: bool = False
+    damage: Damage, pruned: PreTrainedModel, goal: Goal, settings: LoraSettings, folder: Path, *, nf4: bool = False
 ) -> Repaired:
     """Trains LoRA on the linear maps of the kept sublayers and merges it.
 

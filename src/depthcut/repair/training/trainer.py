@@ -47,12 +47,12 @@ TRAINED_FILE = "trained.safetensors"
 TRAINING_DEVICE = "ACCELERATE_TORCH_DEVICE"
 """Where accelerate is told of a device that it does not look for."""
 
-Curve = tuple[tuple[int, float], ...]
+LossCurve = tuple[tuple[int, float], ...]
 
 
 def train(
     model: PreTrainedModel, goal: Goal, schedule: Schedule, learning_rate: float, damage: Damage, folder: Path
-) -> Curve:
+) -> LossCurve:
     """Trains what takes gradients, in place; two runs give the same weights, interrupted or not, on one machine.
 
     Args:
@@ -238,7 +238,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return max(whole)[1] if whole else None
 
 
-def _grouped(losses: list[tuple[int, float]]) -> Curve:
+def _grouped(losses: list[tuple[int, float]]) -> LossCurve:
     size = -(-len(losses) // CURVE_POINTS) or 1
     groups = [losses[begin : begin + size] for begin in range(0, len(losses), size)]
     return tuple((group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups)

@@ -19,7 +19,7 @@ Modules = Literal["ffn", "attn", "all"]
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of the paper's table.
 
     Attributes:
@@ -33,21 +33,21 @@ class Row:
 
 
 TABLE = (
-    Row(("llama",), 4096, 2, 3e-4),
-    Row(("llama",), 5120, 64, 3e-4),
-    Row(("llama",), None, 8, 3e-5),
-    Row(("mistral", "ministral"), None, 4, 3e-6),
-    Row(("qwen2", "qwen3"), None, 64, 3e-4),
-    Row(("phi3",), None, 64, 2e-4),
+    PaperRow(("llama",), 4096, 2, 3e-4),
+    PaperRow(("llama",), 5120, 64, 3e-4),
+    PaperRow(("llama",), None, 8, 3e-5),
+    PaperRow(("mistral", "ministral"), None, 4, 3e-6),
+    PaperRow(("qwen2", "qwen3"), None, 64, 3e-4),
+    PaperRow(("phi3",), None, 64, 2e-4),
 )
 """Llama-2 7B, 13B and 70B, Mistral-7B, Qwen, Phi-2; of the Llamas the smallest that is not smaller than the model."""
 
-ELSEWHERE = Row((), None, 64, 3e-4)
+ELSEWHERE = PaperRow((), None, 64, 3e-4)
 """What most rows share; also for models narrower than `NARROW`, which have nothing in common with the paper's."""
 NARROW = 2048
 
 
-def find_row(config: PreTrainedConfig) -> Row:
+def find_row(config: PreTrainedConfig) -> PaperRow:
     """The row of the paper's model that is most like one of this configuration."""
     model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
     size = config.get_text_config().hidden_size
@@ -56,7 +56,7 @@ def find_row(config: PreTrainedConfig) -> Row:
 
 
 @dataclass(frozen=True)
-class LowRank(Schedule):
+class LoraSettings(Schedule):
     """Settings of a repair that trains LoRA.
 
     Attributes:

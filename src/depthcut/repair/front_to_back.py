@@ -56,7 +56,7 @@ class Group:
 
 
 @dataclass
-class Change:
+class WeightChange:
     """New weights for linear maps, made and unmade at will.
 
     Attributes:
@@ -232,7 +232,7 @@ class FrontToBack:
             self.dense.pager.let_all_go()
         return moments.solve(self.ridges)
 
-    def fit_reads(self, group: Group) -> Change:
+    def fit_reads(self, group: Group) -> WeightChange:
         """The maps that read the stream times one that takes the pruned reading to the dense one."""
         maps: list[tuple[nn.Module, torch.Tensor]] = []
         for unit in group.pruned:
@@ -254,9 +254,11 @@ class FrontToBack:
             with maps_that_read(getattr(block, (*branch.leading, branch.core)[0])) as readers:
                 self._run(group, rows, batch)
             maps += [(module, matrix_of(module) @ change.to(matrix_of(module))) for module in readers]
-        return Change(maps)
+        return WeightChange(maps)
 
-    def fit_writes(self, group: Group, *, widest: bool, cut: Group | None = None) -> tuple[Change, dict[str, float]]:
+    def fit_writes(
+        self, group: Group, *, widest: bool, cut: Group | None = None
+    ) -> tuple[WeightChange, dict[str, float]]:
         """Solves the output projections of a group for the stream after it, or after a group that follows.
 
         Args:
@@ -276,7 +278,7 @@ class FrontToBack:
         if cut is None:
             self._advance_dense(group)
         if not all(branch.projection for branch in branches):
-            return Change([]), {}
+            return WeightChange([]), {}
         projections: list[nn.Module] = [
             attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
         ]
@@ -314,4 +316,4 @@ class FrontToBack:
         ]
         energy = moments.energy * gain.double().cpu().square()
         share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
-        return Change(maps), {str(unit): share for unit in group.dense}
+        return WeightChange(maps), {str(unit): share for unit in group.dense}

@@ -31,7 +31,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.model.branches import Architecture
 from depthcut.model.stream import DecoderStream, Pass
 from depthcut.repair import REPAIRS, Damage, Repaired
-from depthcut.repair.front_to_back import Change, FrontToBack, Group
+from depthcut.repair.front_to_back import FrontToBack, Group, WeightChange
 from depthcut.repair.judge import Judge
 from depthcut.surgery import twin
 from depthcut.types import InputError
@@ -147,7 +147,7 @@ class _Trial:
         self._position = 0
         self._least: float | None = None
 
-    def keeps(self, change: Change, group: Group) -> bool:
+    def keeps(self, change: WeightChange, group: Group) -> bool:
         """Makes a change, whole or in part, if the objective falls; else leaves the model as it is."""
         self._run_to(group.pruned_start)
         if self._least is None:

@@ -14,10 +14,9 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("*.md")]
 LINES_OF_A_FILE, LINES_OF_A_CLASS = 400, 250
 # To be divided; none may grow, and a file that is below the limit leaves the list.
 LARGE_FILES = {
-    "model/stream.py": 427,
     "types.py": 474,
 }
-LARGE_CLASSES = {"DecoderStream": 290}
+LARGE_CLASSES = {}
 
 
 def test_every_command_line_that_is_named_in_backticks_exists():

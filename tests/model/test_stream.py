@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig
 import tiny
 from depthcut.model.architectures import FAMILIES, find_architecture
 from depthcut.model.bypass import bypass
-from depthcut.model.stream import DecoderStream, probe
+from depthcut.model.proof import prove
+from depthcut.model.stream import DecoderStream
 from depthcut.types import InputError, Unit
 
 
@@ -32,7 +33,7 @@ def test_resumed_at_every_unit_equals_the_full_forward(case):
         if stream.architecture.parallel and unit.kind == "ffn":
             continue
         assert torch.equal(stream.run(batch, start=position, stream=entering[unit]), final), unit
-    probe(stream, ids[:1])
+    prove(stream, ids[:1])
 
 
 @torch.no_grad()
@@ -121,7 +122,7 @@ def test_the_probe_refuses_a_block_that_does_more_than_its_row_says():
 
     block.__class__ = Scaled
     with pytest.raises(InputError, match="cannot be run from the middle"):
-        probe(stream, tiny.samples(1, 6).input_ids)
+        prove(stream, tiny.samples(1, 6).input_ids)
 
 
 def test_bypass_restores_the_model_after_an_exception():

@@ -8,7 +8,7 @@ values of earlier ones. What a pass hands on beside the stream is kept with the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,12 @@ from torch import nn
 from transformers.cache_utils import KVSharingDict
 
 from depthcut.model.branches import Architecture
-from depthcut.model.watch import first
+from depthcut.model.watch import first, watch
+from depthcut.types import Unit
+
+Visitor = Callable[[Unit | int, torch.Tensor, torch.Tensor], None]
+"""Called as visit(unit, before, after) with the stream before and after each unit, and after the units of a block with
+the block's index and the stream before and after the whole block."""
 
 
 @dataclass
@@ -142,3 +147,47 @@ class BlockCaller:
         if self.architecture.carried:
             beside.carried = dict(zip(self.architecture.carried, output[1:], strict=False))
         return self.outer(first(output))
+
+    def around(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        given: dict[str, Any],
+        beside: Beside,
+        units: Sequence[Unit],
+        visit: Visitor | None,
+    ) -> torch.Tensor:
+        """One block, which shows the stream around its units.
+
+        Args:
+            hidden: (sequences, length, hidden) entering the first of `units`.
+            given: by name, what the model gives the block beside the stream.
+            beside: of this pass.
+            units: of this block, in order of execution, up to its last.
+        """
+        if visit is None:
+            return self(layer, hidden, given, beside)
+        if self.architecture.parallel:
+            lasts = [self._modules(unit)[-1] for unit in units]
+            added: dict[nn.Module, torch.Tensor] = {}
+            # Copies: Falcon adds the attention's output to the feed-forward part's in place.
+            with watch(lasts, lambda call: added.update({call.module: call.returned.clone()})):
+                output = self(layer, hidden, given, beside)
+            for unit, module in zip(units, lasts, strict=True):
+                visit(unit, hidden, hidden + added[module])
+            visit(layer, hidden, output)
+            return output
+        between: list[torch.Tensor] = []
+        firsts = [self._modules(unit)[0] for unit in units[1:]]
+        with watch(firsts, lambda call: between.append(call.given), before=True):
+            output = self(layer, hidden, given, beside)
+        # OPT joins sequences before its feed-forward part.
+        streams = [hidden, *(stream.view_as(hidden) for stream in between), output]
+        for unit, before, after in zip(units, streams, streams[1:], strict=False):
+            visit(unit, before, after)
+        visit(layer, hidden, output)
+        return output
+
+    def _modules(self, unit: Unit) -> list[nn.Module]:
+        block = self.blocks[unit.layer]
+        return [getattr(block, name) for name in self.architecture.branches[unit.kind].of(block).modules]

@@ -27,7 +27,8 @@ from depthcut.model.architectures import FAMILIES, REFUSED, family_type, find_ar
 from depthcut.model.branches import Architecture, Branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import PackedBlock
-from depthcut.model.stream import DecoderStream, probe
+from depthcut.model.proof import prove
+from depthcut.model.stream import DecoderStream
 from depthcut.model.watch import Call, first, watch
 from depthcut.model.whole_blocks import UnfitError, block_list, find_whole
 from depthcut.model.wrappers import decoder_config, num_blocks
@@ -260,7 +261,7 @@ def _prove(model: PreTrainedModel, found: Architecture, config: PreTrainedConfig
     """That blocks are branches bit for bit, and that one of them does the same elsewhere."""
     input_ids = torch.arange(NUM_TOKENS)[None] % VOCABULARY
     stream = DecoderStream(model, found)
-    probe(stream, input_ids)
+    prove(stream, input_ids)
     alone = DecoderStream(_random_model(_small(config, [1])), found)
     alone.blocks[0].load_state_dict(stream.blocks[1].state_dict())
     batch, other = (engine.prepare(input_ids) for engine in (stream, alone))

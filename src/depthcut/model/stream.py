@@ -3,7 +3,7 @@
 A decoder is a residual stream to which units add. Removing a unit changes nothing before it, so whoever keeps the
 stream entering each unit needs to run only what comes after. The engine calls the model's own blocks with the
 arguments that the model itself gives them (masks, rotary embeddings, per-layer types), recorded once a batch: no
-family needs code here, and `probe` proves for the loaded model that resumed = full forward, bit for bit.
+family needs code here, and `proof.py` proves for the loaded model that resumed = full forward, bit for bit.
 
 Positions: stream p enters unit p of `architecture.units(...)`; the last position is the stream before the final norm.
 """
@@ -23,14 +23,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut.model.block_call import Beside, BlockCaller, blocks_replaced
+from depthcut.model.block_call import Beside, BlockCaller, Visitor, blocks_replaced
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.device import free_cached_memory
 from depthcut.model.paging import pager_of
-from depthcut.model.watch import watch
 from depthcut.process.faults import is_out_of_memory
-from depthcut.types import InputError, ResourceError, Unit
+from depthcut.types import ResourceError, Unit
 
 LOGIT_BYTES = 128 * 2**20
 """Most bytes that one piece of float32 logits may take."""
@@ -60,13 +59,8 @@ class Batch:
         return self.attention_mask.bool()
 
 
-Visitor = Callable[[Unit | int, torch.Tensor, torch.Tensor], None]
-"""Called as visit(unit, before, after) with the stream before and after each unit, and after the units of a block with
-the block's index and the stream before and after the whole block."""
-
-
 @dataclass(frozen=True)
-class Run:
+class Pass:
     """One pass through units.
 
     Attributes:
@@ -254,7 +248,7 @@ class DecoderStream:
             seen: list[tuple[Unit | int, torch.Tensor, torch.Tensor]] = []
             keep = None if visit is None else lambda *around: seen.append(around)
             try:
-                output = self._call_block(batch, layer, hidden, units, keep, beside)
+                output = self._call.around(layer, hidden, batch.calls[layer], beside, units, keep)
             except (RuntimeError, MemoryError) as error:
                 # What blocks hand on beside the stream is that of the whole batch.
                 if not is_out_of_memory(error) or self.architecture.last_entry is not None:
@@ -299,49 +293,12 @@ class DecoderStream:
             visit(unit, before, after)
         return torch.cat(outputs)
 
-    def _call_block(
-        self,
-        batch: Batch,
-        layer: int,
-        hidden: torch.Tensor,
-        units: tuple[Unit, ...],
-        visit: Visitor | None,
-        beside: Beside,
-    ) -> torch.Tensor:
-        given = batch.calls[layer]
-        if visit is None:
-            return self._call(layer, hidden, given, beside)
-        if self.architecture.parallel:
-            lasts = [self._modules(unit)[-1] for unit in units]
-            added: dict[nn.Module, torch.Tensor] = {}
-            # Copies: Falcon adds the attention's output to the feed-forward part's in place.
-            with watch(lasts, lambda call: added.update({call.module: call.returned.clone()})):
-                output = self._call(layer, hidden, given, beside)
-            for unit, module in zip(units, lasts, strict=True):
-                visit(unit, hidden, hidden + added[module])
-            visit(layer, hidden, output)
-            return output
-        between: list[torch.Tensor] = []
-        firsts = [self._modules(unit)[0] for unit in units[1:]]
-        with watch(firsts, lambda call: between.append(call.given), before=True):
-            output = self._call(layer, hidden, given, beside)
-        # OPT joins sequences before its feed-forward part.
-        streams = [hidden, *(stream.view_as(hidden) for stream in between), output]
-        for unit, before, after in zip(units, streams, streams[1:], strict=False):
-            visit(unit, before, after)
-        visit(layer, hidden, output)
-        return output
-
     def _head(self) -> list[nn.Parameter]:
         """What comes after the blocks."""
         read_by_token = self.model.get_input_embeddings().weight
         before = set() if self.model.get_output_embeddings().weight is read_by_token else {id(read_by_token)}
         before |= {id(parameter) for block in self.blocks for parameter in block.parameters()}
         return [parameter for parameter in self.model.parameters() if id(parameter) not in before]
-
-    def _modules(self, unit: Unit) -> list[nn.Module]:
-        block = self.blocks[unit.layer]
-        return [getattr(block, name) for name in self.architecture.branches[unit.kind].of(block).modules]
 
     def logits(self, batch: Batch, stream: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Final norm and vocabulary projection, a piece of the positions at a time.
@@ -370,7 +327,7 @@ class DecoderStream:
 
 
 def _entering(run: Pass, stream: torch.Tensor | None) -> torch.Tensor:
-    """The stream of a run so far, before it has begun the one that it begins with."""
+    """The stream entering a pass's next block: `stream` where it has run one already, else the one it starts with."""
     if stream is not None:
         return stream
     if run.stream is None:
@@ -390,44 +347,3 @@ def _keep_freed_memory() -> None:
 
 def _bytes(part: nn.Module | list[nn.Parameter]) -> int:
     return sum(parameter.nbytes for parameter in (part.parameters() if isinstance(part, nn.Module) else part))
-
-
-@torch.no_grad()
-def probe(stream: DecoderStream, input_ids: torch.Tensor) -> None:
-    """Proves on a few tokens that the engine is true to the loaded model. Costs about four forward passes.
-
-    From every position one block is run and must meet the kept stream bit for bit; so, block by block, does the whole
-    resumed pass. The logits must be those of the model's own forward pass, and a bypassed block must add nothing.
-
-    Args:
-        input_ids: (1, length), a few tokens.
-
-    Raises:
-        InputError: the model does something that its family's description does not say.
-    """
-    batch = stream.prepare(input_ids)
-    kept: list[torch.Tensor] = []
-    final = stream.run(batch, visit=lambda unit, before, _: kept.append(before) if isinstance(unit, Unit) else None)
-    kept.append(final)
-
-    problem = None
-    expected = stream.model(input_ids=batch.input_ids, use_cache=False).logits
-    resumed = torch.cat([piece for _, piece in stream.logits(batch, final)], dim=1)
-    if not torch.allclose(resumed.float(), expected.float(), atol=1e-4, rtol=1e-4):
-        problem = "a full forward pass"
-    per_block = len(stream.architecture.branches)
-    for start in range(0, len(stream.units), per_block if stream.architecture.parallel else 1):
-        block_end = start - start % per_block + per_block
-        entry = stream.entry(start)
-        if not torch.equal(stream.run(batch, start=entry, stop=block_end, stream=kept[entry]), kept[block_end]):
-            problem = problem or f"the pass resumed at {stream.units[start]}"
-        absent = stream.units[start - start % per_block : block_end]
-        # Given something to show the stream to, the engine runs bypassed blocks, too.
-        through = stream.run(batch, absent, entry, block_end, kept[entry], visit=lambda *_: None)
-        if not torch.equal(through, kept[start]):
-            problem = problem or f"block {start // per_block} bypassed"
-    if problem:
-        raise InputError(
-            f"this {stream.model.config.model_type} model cannot be run from the middle (it differs from {problem}): "
-            "its blocks do more than its family's description says, so depthcut will not guess"
-        )

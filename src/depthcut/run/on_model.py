@@ -17,7 +17,8 @@ from depthcut.calibration import Samples, parse_source, sample_text
 from depthcut.evaluation.compare import compare as compare_streams
 from depthcut.importance import check_metrics
 from depthcut.model.in_memory import source_of
-from depthcut.model.stream import DecoderStream, probe
+from depthcut.model.proof import prove
+from depthcut.model.stream import DecoderStream
 from depthcut.model.units import UnitNames, choose_units
 from depthcut.process.memory import share_out
 from depthcut.repair import check_repairs
@@ -165,7 +166,7 @@ def _session(model: PreTrainedModel, ids: Mapping[Use, Tensor], **options: Any) 
     stream = DecoderStream(model.eval(), source.architecture)
     texts = {use: _samples(model, of_use) for use, of_use in ids.items()}
     for text in texts.values():
-        probe(stream, text.input_ids[:1, :PROBE_TOKENS])
+        prove(stream, text.input_ids[:1, :PROBE_TOKENS])
     return Session(recipe, source, texts, stream, share_out(recipe.memory_bytes, 0))
 
 

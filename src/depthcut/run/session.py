@@ -24,7 +24,8 @@ from depthcut.importance import METRICS, check_metrics
 from depthcut.model.device import check_device, chosen_device
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
-from depthcut.model.stream import DecoderStream, probe
+from depthcut.model.proof import prove
+from depthcut.model.stream import DecoderStream
 from depthcut.model.units import ModelSizes, choose_units, sizes_from_config
 from depthcut.process.memory import Room, room_for_weights, share_out
 from depthcut.process.ranks import ALONE, Ranks
@@ -271,7 +272,7 @@ def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
             )
     known = _known_text(texts)
     if known is not None:
-        probe(stream, known.input_ids[:1, :PROBE_TOKENS])
+        prove(stream, known.input_ids[:1, :PROBE_TOKENS])
     texts = ranks.from_first(lambda: {use: texts[use] for use in prepared.uses})
     return Loaded(recipe, source, texts, stream, room, prepared.tokenizer, prepared.uses, prepared.questions)
 

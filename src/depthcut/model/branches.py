@@ -1,7 +1,7 @@
 """What a block of a decoder consists of: its residual branches, or the block as a whole; and where the blocks are.
 
-Everything else in depthcut works on this description. It is only data; that it is true for a loaded model is proven by
-the proof in `proof.py` before anything relies on it.
+Everything else in depthcut works on this description. It is only data; `proof.py` compares it with a loaded model
+before anything relies on it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from depthcut.commands.options import Given, Output, Overwrite, Resume, takes
 from depthcut.commands.terminal import command_line, print_study
 from depthcut.registry import split_names
 from depthcut.run.options import CALIBRATION, EVALUATION, MODEL, REMOVAL, REPAIR, RUN, TASKS
-from depthcut.studies.questions import Compare, Inspect, Question, Sweep
+from depthcut.studies.questions import Compare, Inspect, StudyQuestion, Sweep
 
 app = typer.Typer(
     help="Questions that take many removals: each answer is tables, figures and their data in one folder.",
@@ -97,7 +97,7 @@ def inspect(options: Given, output_dir: Output, overwrite: Overwrite = False, re
     _study(Inspect, options, output_dir, overwrite=overwrite, resume=resume)
 
 
-def _study(question: type[Question], options: Given, output: Path, *, overwrite: bool, resume: bool) -> None:
+def _study(question: type[StudyQuestion], options: Given, output: Path, *, overwrite: bool, resume: bool) -> None:
     from depthcut.studies.recipe import StudyRecipe
 
     study = StudyRecipe.build(options | {"study": question.model_fields["study"].default})

@@ -27,7 +27,7 @@ TimedRun = Callable[[list[int], int], tuple[float, float]]
 """Reads a prompt and decodes so many tokens after the first; seconds of both."""
 
 
-class Options(NamedTuple):
+class EngineOptions(NamedTuple):
     """What to load and how.
 
     Attributes:
@@ -54,7 +54,7 @@ class LoadedEngine(NamedTuple):
     found: dict[str, float]
 
 
-def load_transformers(options: Options) -> LoadedEngine:
+def load_transformers(options: EngineOptions) -> LoadedEngine:
     import torch
     import transformers
 
@@ -72,7 +72,7 @@ def load_transformers(options: Options) -> LoadedEngine:
     return LoadedEngine(run, f"transformers {transformers.__version__}", device, {})
 
 
-def load_llama_cpp(options: Options) -> LoadedEngine:
+def load_llama_cpp(options: EngineOptions) -> LoadedEngine:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -97,7 +97,7 @@ def load_llama_cpp(options: Options) -> LoadedEngine:
     return LoadedEngine(run, f"xllamacpp {xllamacpp.__version__}", platform.machine(), {})
 
 
-def load_vllm(options: Options) -> LoadedEngine:
+def load_vllm(options: EngineOptions) -> LoadedEngine:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # it binds to all cores otherwise
@@ -140,7 +140,7 @@ def main(engine: str, model: str, dtype: str, context: str, threads: str) -> Non
     # Whatever an engine prints must not be taken for an answer, also where it prints from C++.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    loaded = LOADERS[engine](Options(model, dtype, int(context), int(threads)))
+    loaded = LOADERS[engine](EngineOptions(model, dtype, int(context), int(threads)))
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")  # begins the peak anew, without what loading took
     tell(answers, {"software": loaded.software, "device": loaded.device})

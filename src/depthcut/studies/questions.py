@@ -58,5 +58,5 @@ class Inspect(Record):
     study: Literal["inspect"] = "inspect"
 
 
-Question = Sweep | Compare | Inspect
-QUESTIONS: dict[str, type[Question]] = {"sweep": Sweep, "compare": Compare, "inspect": Inspect}
+StudyQuestion = Sweep | Compare | Inspect
+QUESTIONS: dict[str, type[StudyQuestion]] = {"sweep": Sweep, "compare": Compare, "inspect": Inspect}

@@ -18,7 +18,7 @@ from depthcut.run.recipe import Recipe
 from depthcut.studies.compare import budgets_of, compare
 from depthcut.studies.inspection import inspect
 from depthcut.studies.paths import ask_method, check_methods
-from depthcut.studies.questions import QUESTIONS, Compare, Inspect, Question, Sweep
+from depthcut.studies.questions import QUESTIONS, Compare, Inspect, StudyQuestion, Sweep
 from depthcut.studies.study import Study
 from depthcut.studies.sweep import sweep
 from depthcut.types import InputError, first_problem
@@ -35,7 +35,7 @@ class StudyRecipe:
         recipe: the model, the texts, and for `inspect` the method.
     """
 
-    question: Question
+    question: StudyQuestion
     recipe: Recipe
 
     @classmethod

@@ -26,8 +26,9 @@ from depthcut.export.gguf.copy import plan_copy
 from depthcut.gguf.container import read_file
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.sublayers import is_marked
+from depthcut.results import Measurement
 from depthcut.surgery import apply
-from depthcut.types import Measurement, Unit
+from depthcut.types import Unit
 
 
 def units(text: str, *kinds: str) -> list[Unit]:

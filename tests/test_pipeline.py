@@ -17,12 +17,13 @@ from depthcut.importance import METRICS
 from depthcut.model.load import ModelSource
 from depthcut.preview.dry_run import preview as look_ahead
 from depthcut.repair.refit import Refit
+from depthcut.results import read_measurements, read_repairs
 from depthcut.run import measure, plan, write
 from depthcut.run.export import export_model
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, prepare
 from depthcut.search.problem import SEARCHES
-from depthcut.types import InputError, Latency, Plan, ScoreTable, read_measurements, read_repairs
+from depthcut.types import InputError, Latency, Plan, ScoreTable
 
 FAMILIES = ("llama", "gemma3_text", "gpt2", "qwen2")
 IDENTITY = 3
@@ -43,6 +44,7 @@ WRITTEN = {
     "tokenizer_config.json",
 }
 QUANTITIES = {"perplexity", "loss", "parameters", "blocks", "kv_bytes_per_token", "bytes_on_disk"}
+AGAINST_DENSE = {"kl_to_dense", "loss/difference", "draft_acceptance", "draft_acceptance_greedy"}
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +164,7 @@ def test_results_hold_every_quantity_of_both_models(pruned, family):
     assert read_measurements(result.output / "results.json") == list(result.measurements)
     by_name = {(row["name"], row["model"]): row for row in rows}
     assert {name for name, model in by_name if model == "dense"} == QUANTITIES
-    assert {name for name, model in by_name if model == "pruned"} == QUANTITIES | {"kl_to_dense", "loss/difference"}
+    assert {name for name, model in by_name if model == "pruned"} == QUANTITIES | AGAINST_DENSE
     model = result.plan.model
     assert {row["source"] for row in rows} == {f"{model.source}, {model.digest}, {model.dtype}"}
     for row in rows:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 import depthcut
 import tiny
 from depthcut.export import hf
-from depthcut.types import Plan, read_repairs
+from depthcut.results import read_repairs
+from depthcut.types import Plan
 
 LENGTH, REPAIR_SAMPLES = 32, 64
 RUN = tiny.SHORT_RUN | {

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from depthcut.model.bypass import bypass
     from depthcut.model.load import resolve
     from depthcut.model.stream import DecoderStream
+    from depthcut.results import Measurement
     from depthcut.run.api import apply, prune, score
     from depthcut.run.on_model import compare, remove, tokens
     from depthcut.run.recipe import Recipe
     from depthcut.run.result import Result
-    from depthcut.types import InputError, Measurement, Plan, Scores, ScoreTable, Unit
+    from depthcut.types import InputError, Plan, Scores, ScoreTable, Unit
 
 __version__ = "0.1.0"
 

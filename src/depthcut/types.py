@@ -8,14 +8,12 @@ This module imports nothing of ours.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,14 +21,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    TypeAdapter,
     ValidationError,
     WithJsonSchema,
 )
 
 SCHEMA_VERSION = 1
-
-T = TypeVar("T")
 
 UnitKind = Literal["attn", "ffn", "mixer", "block"]
 UnitChoice = Literal["block", "pair", "attn", "ffn", "sublayer"]
@@ -366,109 +361,3 @@ class Plan(Record):
         for name, size in self.unit_sizes.items():
             if size.parameters < 0 or size.kv_bytes_per_token < 0:
                 raise InputError(f"the plan gives {name} a negative size; leave unit_sizes out, or make the plan again")
-
-
-class Repair(Record):
-    """What a repair did: one of the list in `repair.json`.
-
-    Attributes:
-        settings: its hyper-parameters.
-        text: what it was fitted to or trained on.
-        held_out: what it was judged on.
-        objective: what had to fall: `before` and `after` are its values there.
-        kept: whether it helped; where not, the model is as it was.
-        units: by unit that was refitted or replaced, the share of its error on held-out text that is left.
-        curve: training loss by step.
-    """
-
-    method: str
-    settings: dict[str, bool | int | float | str | tuple[float | str, ...] | None]
-    text: TextDescription
-    held_out: TextDescription
-    objective: str
-    before: float
-    after: float
-    kept: bool
-    units: dict[str, float] = {}
-    curve: tuple[tuple[int, float], ...] = ()
-
-
-class Measurement(Record):
-    """One number about one model, with what is needed to believe it.
-
-    Attributes:
-        model: which model: `dense`, `pruned`, or the name of a further one; `search` of the search itself.
-        data: the text or setting it was measured on.
-        source: the dense model that it is about or was made from: name, digest or revision, dtype.
-        stderr: standard error of the value, where it is an estimate.
-        samples: how many sequences or repetitions the value is over.
-    """
-
-    name: str
-    value: float
-    unit: str
-    model: str
-    source: str = ""
-    data: str = ""
-    stderr: float | None = None
-    samples: int | None = None
-    software: str = ""
-    device: str = ""
-
-
-class GenerationSample(Record):
-    """What the dense and the pruned model write after one prompt: one of the list in `generation.json`.
-
-    Attributes:
-        setting: how tokens were chosen, for people: `greedy`, `temperature 0.8, seed 0`.
-    """
-
-    prompt: str
-    dense: str
-    pruned: str
-    setting: str = ""
-
-
-def write_measurements(measurements: list[Measurement], path: Path) -> None:
-    """Writes `results.json`: a JSON list of measurements."""
-    _write_list(measurements, path)
-
-
-def read_measurements(path: Path) -> list[Measurement]:
-    """Reads `results.json`. Raises InputError when the file is missing or holds something else."""
-    return _read_list(TypeAdapter(list[Measurement]), path, "measurements")
-
-
-def write_repairs(repairs: list[Repair], path: Path) -> None:
-    """Writes `repair.json`: a JSON list of what each repair did."""
-    _write_list(repairs, path)
-
-
-def read_repairs(path: Path) -> list[Repair]:
-    """Reads `repair.json`. Raises InputError when the file is missing or holds something else."""
-    return _read_list(TypeAdapter(list[Repair]), path, "repairs")
-
-
-def write_generation(samples: list[GenerationSample], path: Path) -> None:
-    """Writes `generation.json`: a JSON list of samples."""
-    _write_list(samples, path)
-
-
-def read_generation(path: Path) -> list[GenerationSample]:
-    """Reads `generation.json`. Raises InputError when the file is missing or holds something else."""
-    return _read_list(TypeAdapter(list[GenerationSample]), path, "generation samples")
-
-
-def _write_list(records: Sequence[Record], path: Path) -> None:
-    rows: list[dict[str, Any]] = [record.model_dump() for record in records]
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_list(adapter: TypeAdapter[list[T]], path: Path, what: str) -> list[T]:
-    require_regular(path)
-    try:
-        return adapter.validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} holds no {what} of depthcut: {first_problem(error)}") from error

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from depthcut.evaluation.draft import expected_speedup, expected_tokens, with_drafts
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 SPEEDS = {"prompt": 400.0, "short_decode": 20.0}
 

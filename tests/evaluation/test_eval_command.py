@@ -14,7 +14,7 @@ from depthcut.evaluation.harness import run_task
 from depthcut.evaluation.suite import load_suite
 from depthcut.export import hf
 from depthcut.model.load import ModelSource, resolve
-from depthcut.types import read_generation, read_measurements
+from depthcut.results import read_generation, read_measurements
 
 TEXTS = {"calibration_samples": 2, "calibration_length": 16, "evaluation_samples": 2, "evaluation_length": 16}
 OPTIONS = TEXTS | {"method": "shortgpt", "unit": "block", "speed": False}

@@ -15,9 +15,10 @@ from depthcut.export.gguf.copy import Copy, plan_copy
 from depthcut.gguf.container import Tensor, Value, read_file, write_file
 from depthcut.model.architectures import find_architecture
 from depthcut.model.files import file_digest
+from depthcut.results import read_measurements
 from depthcut.run.apply_gguf import apply_to_gguf
 from depthcut.surgery import apply
-from depthcut.types import InputError, Plan, Provenance, Step, Unit, read_measurements
+from depthcut.types import InputError, Plan, Provenance, Step, Unit
 
 PAIRS = ("1.ffn", "2.attn", "4.attn", "4.ffn")
 

@@ -7,19 +7,8 @@ from random import Random
 import yaml
 
 from depthcut.report import Run
-from depthcut.types import (
-    GenerationSample,
-    Measurement,
-    Plan,
-    Provenance,
-    Repair,
-    Scores,
-    ScoreTable,
-    Step,
-    TextDescription,
-    Unit,
-    UnitSize,
-)
+from depthcut.results import GenerationSample, Measurement, Repair
+from depthcut.types import Plan, Provenance, Scores, ScoreTable, Step, TextDescription, Unit, UnitSize
 
 NUM_BLOCKS = 30
 ATTENTION = UnitSize(parameters=884_736 + 576, kv_bytes_per_token=768)

@@ -16,7 +16,8 @@ from depthcut.report import Run, write_report
 from depthcut.report.page import PageData, unbroken
 from depthcut.report.samples import CHARACTERS_AT_MOST
 from depthcut.report.tasks import task_results
-from depthcut.types import GenerationSample, InputError, write_generation, write_measurements, write_repairs
+from depthcut.results import GenerationSample, write_generation, write_measurements, write_repairs
+from depthcut.types import InputError
 
 HOSTILE = "</script><script>alert(1)</script>"
 

@@ -8,7 +8,8 @@ from example_report import COLLAPSE, make_tasks, measure, renamed
 
 from depthcut.report import write_comparison
 from depthcut.report.side_by_side import answers, differing_texts, joined, run_curves
-from depthcut.types import InputError, write_measurements
+from depthcut.results import write_measurements
+from depthcut.types import InputError
 
 HOSTILE = "</script><script>alert(1)</script>"
 

@@ -10,15 +10,9 @@ import typer
 
 from depthcut.commands.options import Given, takes
 from depthcut.commands.terminal import print_measurements
+from depthcut.results import Measurement, read_measurements, write_generation, write_measurements
 from depthcut.run.options import TASKS
-from depthcut.types import (
-    InputError,
-    Measurement,
-    Plan,
-    read_measurements,
-    write_generation,
-    write_measurements,
-)
+from depthcut.types import InputError, Plan
 
 if TYPE_CHECKING:
     from depthcut.evaluation.suite import Suite

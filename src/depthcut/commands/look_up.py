@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from depthcut.registry import say
-from depthcut.types import GenerationSample, InputError, Measurement, Plan, Repair, ScoreTable
+from depthcut.results import GenerationSample, Measurement, Repair
+from depthcut.types import InputError, Plan, ScoreTable
 
 
 def list_names(
@@ -83,7 +84,7 @@ def validate(
 ) -> None:
     """Check a recipe or an artefact without running anything."""
     from depthcut.recipes import check_recipe, find_recipe
-    from depthcut.types import read_generation, read_measurements, read_repairs
+    from depthcut.results import read_generation, read_measurements, read_repairs
 
     path = Path(file)
     if path.suffix != ".json":

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthcut.types import InputError, Measurement, Plan, ScoreTable
+from depthcut.results import Measurement
+from depthcut.types import InputError, Plan, ScoreTable
 
 if TYPE_CHECKING:
     from rich.table import Table

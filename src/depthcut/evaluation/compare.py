@@ -18,7 +18,7 @@ from depthcut.model.quantisation import num_elements
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.process.progress import progress
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 CACHE_TOKENS = 16
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 LONGEST_DRAFT = 8
 SAMPLING, GREEDY = "draft_acceptance", "draft_acceptance_greedy"

@@ -31,7 +31,8 @@ from depthcut.model.load import resolve
 from depthcut.model.sublayers import is_marked
 from depthcut.model.units import sizes_from_config
 from depthcut.registry import unknown_name
-from depthcut.types import InputError, Measurement, Unit, UnitKind
+from depthcut.results import Measurement
+from depthcut.types import InputError, Unit, UnitKind
 
 WORKER_SCRIPT = Path(__file__).with_name("engine_worker.py")
 VLLM_PYTHON = "DEPTHCUT_VLLM_PYTHON"

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from depthcut.evaluation.paired import DIFFERENCE, Estimate, dense_score, difference, other_score, stratum
 from depthcut.evaluation.probes import MEASURES, PROBES, Probe, repeated_share
 from depthcut.model.device import own_seed
-from depthcut.types import GenerationSample, Measurement
+from depthcut.results import GenerationSample, Measurement
 
 TEMPERATURE = 0.8
 TOP_P = 0.95

@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig
 from depthcut.evaluation.speed import DECODE_TOKENS, phases
 from depthcut.model.flops import flops_per_pair
 from depthcut.model.units import ModelSizes
-from depthcut.types import Measurement, Unit
+from depthcut.results import Measurement
+from depthcut.types import Unit
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from depthcut.calibration import Samples
 from depthcut.evaluation.draft import GREEDY, SAMPLING, accepted, agreed
 from depthcut.evaluation.paired import DIFFERENCE
 from depthcut.model.stream import Batch, DecoderStream, Pass
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 SUMS = 4
 """What is summed up of a pruned model over the positions of a sequence: NLL, KL, acceptance sampled and greedy."""

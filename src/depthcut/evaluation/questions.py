@@ -15,7 +15,7 @@ from depthcut.evaluation.probes import PROBES
 from depthcut.evaluation.retention import compare_tasks
 from depthcut.evaluation.suite import Suite
 from depthcut.process.progress import progress
-from depthcut.types import GenerationSample, Measurement
+from depthcut.results import GenerationSample, Measurement
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from depthcut.evaluation.paired import (
     stratum,
 )
 from depthcut.evaluation.suite import Suite, Task, TaskGroup
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 AVERAGE = "average"
 Results = Mapping[str, TaskResult]

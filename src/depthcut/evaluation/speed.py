@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from depthcut.model.device import synchronize
 from depthcut.model.latency import cache_argument
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 SHORT_CONTEXT = 16
 DECODE_TOKENS = 32

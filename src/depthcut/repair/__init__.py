@@ -18,7 +18,8 @@ from depthcut.model.stream import DecoderStream
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.registry import Registry
 from depthcut.repair.judge import Judge
-from depthcut.types import InputError, Repair, Unit
+from depthcut.results import Repair
+from depthcut.types import InputError, Unit
 
 
 @dataclass(frozen=True)

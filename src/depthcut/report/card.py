@@ -23,7 +23,7 @@ from depthcut.report.removal import headline, removed_list
 from depthcut.report.run import Run
 from depthcut.report.table import before_after, columns, data_notes
 from depthcut.report.tasks import is_paired, is_task, task_table
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 QUALITIES = ("perplexity", "kl_to_dense")
 

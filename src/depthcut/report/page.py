@@ -28,7 +28,8 @@ from depthcut.report.scores import nearest_windows, score_grids
 from depthcut.report.side_by_side import RunCurve, answers, check_runs, differing_texts, joined, run_curves
 from depthcut.report.table import before_after, columns, data_notes, dense_parameters
 from depthcut.report.tasks import TaskScore, is_task, retained_average, task_results, task_table
-from depthcut.types import Measurement, Plan, Record, Repair, ScoreTable
+from depthcut.results import Measurement, Repair
+from depthcut.types import Plan, Record, ScoreTable
 
 FIGURES = ("words", "charts", "curves", "tasks")
 """Scripts of every page, in order; those of one page follow."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from depthcut.report.table import value_text
-from depthcut.types import Measurement, Plan, Repair, TextDescription
+from depthcut.results import Measurement, Repair
+from depthcut.types import Plan, TextDescription
 
 
 def provenance(

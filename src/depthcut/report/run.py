@@ -10,17 +10,8 @@ from typing import Self
 
 import yaml
 
-from depthcut.types import (
-    GenerationSample,
-    InputError,
-    Measurement,
-    Plan,
-    Repair,
-    ScoreTable,
-    read_generation,
-    read_measurements,
-    read_repairs,
-)
+from depthcut.results import GenerationSample, Measurement, Repair, read_generation, read_measurements, read_repairs
+from depthcut.types import InputError, Plan, ScoreTable
 
 
 @dataclass(frozen=True)

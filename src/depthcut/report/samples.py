@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from depthcut.types import GenerationSample
+from depthcut.results import GenerationSample
 
 CHARACTERS_AT_MOST = 4000
 """What the page shows of one text; `generation.json` holds all of it."""

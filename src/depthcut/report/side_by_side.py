@@ -11,7 +11,8 @@ from depthcut.report.removal import headline, shares_removed
 from depthcut.report.run import Run
 from depthcut.report.table import DENSE, UNKNOWN, Row, before_after, dense_parameters
 from depthcut.report.tasks import retained_average
-from depthcut.types import InputError, Measurement, Plan, Record
+from depthcut.results import Measurement
+from depthcut.types import InputError, Plan, Record
 
 ANSWERS = (
     ("parameters", "Parameters"),

@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from depthcut.types import Measurement
+from depthcut.results import Measurement
 
 Scale = Literal["number", "count", "bytes", "ratio"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from depthcut.evaluation.paired import DIFFERENCE, RETAINED
 from depthcut.report.table import DENSE, UNKNOWN, value_text
-from depthcut.types import Measurement, Record
+from depthcut.results import Measurement
+from depthcut.types import Record
 
 USUAL_METRICS = ("acc_norm", "acc", "acc_bytes")
 """Right answers among options: of one task the figure shows the first that there is, the table all."""

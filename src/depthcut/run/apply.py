@@ -9,13 +9,14 @@ from pathlib import Path
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.units import sizes_from_config
 from depthcut.process.workspace import check_output, workspace
+from depthcut.results import read_repairs
 from depthcut.run.prune import Cut, carry_out
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
 from depthcut.run.session import find_model, load, prepare
 from depthcut.run.write import require_other_folder
 from depthcut.surgery import check_removal
-from depthcut.types import InputError, Plan, read_repairs
+from depthcut.types import InputError, Plan
 
 
 def apply_plan(

@@ -10,7 +10,8 @@ from depthcut.export.gguf.layout import file_name, type_name
 from depthcut.gguf.container import GgufFile, read_file
 from depthcut.model.files import file_digest, find_gguf, gguf_type
 from depthcut.process.workspace import check_output, workspace
-from depthcut.types import InputError, Measurement, Plan, Provenance, write_measurements
+from depthcut.results import Measurement, write_measurements
+from depthcut.types import InputError, Plan, Provenance
 
 
 def apply_to_gguf(

@@ -17,10 +17,11 @@ from depthcut.evaluation.speed import ROUNDS
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.process.progress import progress
+from depthcut.results import GenerationSample, Measurement
 from depthcut.run.measure import about
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
-from depthcut.types import GenerationSample, InputError, Measurement
+from depthcut.types import InputError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from depthcut.evaluation.harness import model_digest
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.report import SEARCH
+from depthcut.results import GenerationSample, Measurement
 from depthcut.run.session import Loaded
-from depthcut.types import GenerationSample, Measurement, Plan
+from depthcut.types import Plan
 
 
 def measure(

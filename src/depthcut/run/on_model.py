@@ -22,13 +22,14 @@ from depthcut.model.stream import DecoderStream
 from depthcut.model.units import UnitNames, choose_units
 from depthcut.process.memory import share_out
 from depthcut.repair import check_repairs
+from depthcut.results import Measurement, Repair
 from depthcut.run.by_hand import plan_of_units
 from depthcut.run.plan import find_plan, recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair as repair_stage
 from depthcut.run.session import PROBE_TOKENS, Session, Use, pose_problem
 from depthcut.surgery import apply
-from depthcut.types import InputError, Measurement, Plan, Repair, ScoreTable, Unit
+from depthcut.types import InputError, Plan, ScoreTable, Unit
 
 
 def remove(model: PreTrainedModel, units: UnitNames, *, one_based: bool = False) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from depthcut.export import EXPORTS
 from depthcut.model.load import ModelSource
 from depthcut.process.ranks import ALONE, Ranks, join, was_restarted
 from depthcut.process.workspace import check_output, workspace
+from depthcut.results import Repair
 from depthcut.run.measure import ask, measure
 from depthcut.run.plan import find_plan, find_rivals
 from depthcut.run.recipe import Recipe
@@ -29,7 +30,7 @@ from depthcut.run.write import (
 )
 from depthcut.search.problem import Problem
 from depthcut.surgery import apply
-from depthcut.types import Plan, Repair, ScoreTable, Unit
+from depthcut.types import Plan, ScoreTable, Unit
 
 
 def prune_model(

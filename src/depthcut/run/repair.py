@@ -12,9 +12,10 @@ from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repair import Damage, repair_and_judge
 from depthcut.repair.training.schedule import Schedule
+from depthcut.results import Repair
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Session
-from depthcut.types import InputError, Plan, Repair
+from depthcut.types import InputError, Plan
 
 JUDGING_SHARE = 16
 """One sequence of the repair text in so many judges whether a repair is kept, and is fitted to by none."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthcut.types import GenerationSample, Measurement, Plan, Repair, ScoreTable
+from depthcut.results import GenerationSample, Measurement, Repair
+from depthcut.types import Plan, ScoreTable
 
 
 @dataclass(frozen=True)

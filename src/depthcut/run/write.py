@@ -18,11 +18,12 @@ from depthcut.export.llama_cpp import misread
 from depthcut.model.lineage import layer_map
 from depthcut.model.load import ModelSource
 from depthcut.report import Run, license_of, write_model_card, write_report
+from depthcut.results import Measurement, write_generation, write_measurements, write_repairs
 from depthcut.run.measure import about
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
 from depthcut.run.session import PROBE_TOKENS, Loaded
-from depthcut.types import InputError, Measurement, Plan, Unit, write_generation, write_measurements, write_repairs
+from depthcut.types import InputError, Plan, Unit
 
 RECIPE = "recipe.yaml"
 LAYER_MAP = "layer_map.json"

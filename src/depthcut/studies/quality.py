@@ -21,12 +21,13 @@ from depthcut.model.load import ModelSource
 from depthcut.model.stream import DecoderStream
 from depthcut.process.journal import Journal
 from depthcut.repair import check_repairs
+from depthcut.results import Measurement
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair
 from depthcut.run.session import Loaded, Prepared, prepare
 from depthcut.studies.questions import NOT_REPAIRED
 from depthcut.surgery import apply
-from depthcut.types import InputError, Measurement, Plan, TextDescription
+from depthcut.types import InputError, Plan, TextDescription
 
 DENSE, PRUNED = "dense", "pruned"
 

@@ -1,0 +1,120 @@
+"""What a run found out about its models, as it is saved: measurements, repairs, and what they write after a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from depthcut.types import InputError, Record, TextDescription, first_problem, require_regular
+
+T = TypeVar("T")
+
+
+class Repair(Record):
+    """What a repair did: one of the list in `repair.json`.
+
+    Attributes:
+        settings: its hyper-parameters.
+        text: what it was fitted to or trained on.
+        held_out: what it was judged on.
+        objective: what had to fall: `before` and `after` are its values there.
+        kept: whether it helped; where not, the model is as it was.
+        units: by unit that was refitted or replaced, the share of its error on held-out text that is left.
+        curve: training loss by step.
+    """
+
+    method: str
+    settings: dict[str, bool | int | float | str | tuple[float | str, ...] | None]
+    text: TextDescription
+    held_out: TextDescription
+    objective: str
+    before: float
+    after: float
+    kept: bool
+    units: dict[str, float] = Field(default={})
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+class Measurement(Record):
+    """One number about one model, with what is needed to believe it.
+
+    Attributes:
+        model: which model: `dense`, `pruned`, or the name of a further one; `search` of the search itself.
+        data: the text or setting it was measured on.
+        source: the dense model that it is about or was made from: name, digest or revision, dtype.
+        stderr: standard error of the value, where it is an estimate.
+        samples: how many sequences or repetitions the value is over.
+    """
+
+    name: str
+    value: float
+    unit: str
+    model: str
+    source: str = ""
+    data: str = ""
+    stderr: float | None = None
+    samples: int | None = None
+    software: str = ""
+    device: str = ""
+
+
+class GenerationSample(Record):
+    """What the dense and the pruned model write after one prompt: one of the list in `generation.json`.
+
+    Attributes:
+        setting: how tokens were chosen, for people: `greedy`, `temperature 0.8, seed 0`.
+    """
+
+    prompt: str
+    dense: str
+    pruned: str
+    setting: str = ""
+
+
+def write_measurements(measurements: list[Measurement], path: Path) -> None:
+    """Writes `results.json`: a JSON list of measurements."""
+    _write_list(measurements, path)
+
+
+def read_measurements(path: Path) -> list[Measurement]:
+    """Reads `results.json`. Raises InputError when the file is missing or holds something else."""
+    return _read_list(TypeAdapter(list[Measurement]), path, "measurements")
+
+
+def write_repairs(repairs: list[Repair], path: Path) -> None:
+    """Writes `repair.json`: a JSON list of what each repair did."""
+    _write_list(repairs, path)
+
+
+def read_repairs(path: Path) -> list[Repair]:
+    """Reads `repair.json`. Raises InputError when the file is missing or holds something else."""
+    return _read_list(TypeAdapter(list[Repair]), path, "repairs")
+
+
+def write_generation(samples: list[GenerationSample], path: Path) -> None:
+    """Writes `generation.json`: a JSON list of samples."""
+    _write_list(samples, path)
+
+
+def read_generation(path: Path) -> list[GenerationSample]:
+    """Reads `generation.json`. Raises InputError when the file is missing or holds something else."""
+    return _read_list(TypeAdapter(list[GenerationSample]), path, "generation samples")
+
+
+def _write_list(records: Sequence[Record], path: Path) -> None:
+    rows: list[dict[str, Any]] = [record.model_dump() for record in records]
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_list(adapter: TypeAdapter[list[T]], path: Path, what: str) -> list[T]:
+    require_regular(path)
+    try:
+        return adapter.validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} holds no {what} of depthcut: {first_problem(error)}") from error

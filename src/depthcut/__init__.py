@@ -37,7 +37,7 @@ _HOMES = {
     "Result": "depthcut.run.result",
     "Recipe": "depthcut.run.recipe",
     "InputError": "depthcut.types",
-    "Measurement": "depthcut.types",
+    "Measurement": "depthcut.results",
     "Plan": "depthcut.types",
     "Scores": "depthcut.types",
     "ScoreTable": "depthcut.types",

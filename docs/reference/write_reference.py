@@ -87,7 +87,7 @@ def options() -> str:
 
 def names() -> str:
     """Everything that is chosen by name, as `depthcut ls` lists it, as Markdown."""
-    from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
+    from depthcut.ablation.objectives import OBJECTIVES
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
     from depthcut.importance import METRICS
@@ -96,11 +96,10 @@ def names() -> str:
     from depthcut.repair import REPAIRS
     from depthcut.search.problem import SEARCHES
 
-    objectives = [(f"`{name}`", each.measure) for name, each in (OBJECTIVES | TASK_OBJECTIVES).items()]
     sections: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Methods: `--method`": (("name", "what it does", "source"), _registered(SEARCHES)),
         "Metrics: `--metric`": (("name", "definition", "source"), _registered(METRICS)),
-        "Objectives: `--objective`": (("name", "unit of measure"), objectives),
+        "Objectives: `--objective`": (("name", "what it is", "source"), _registered(OBJECTIVES)),
         "Repairs: `--repair`": (("name", "what it does", "source"), _registered(REPAIRS)),
         "Forms: `--to`, `--export`": (("name", "what is written", "source"), _registered(EXPORTS)),
         "Texts: SOURCE": (("name", "text"), [(f"`{name}`", part.summary) for name, part in BUILT_IN.items()]),

@@ -15,7 +15,6 @@ from typer.exceptions import TyperException
 
 import tiny
 from depthcut import cli
-from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.calibration import documents
 from depthcut.evaluation import generation
 from depthcut.export import hf, nemotron_nas
@@ -179,7 +178,7 @@ def reader(models, tmp_path, monkeypatch, capsys):
     for registry in REGISTRIES:
         list(registry)  # what its folder has is registered before, and stays
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    tables = [(table, set(table)) for table in (OBJECTIVES, FAMILIES)]
+    tables = [(table, set(table)) for table in (FAMILIES,)]
     namespace = {}
 
     def follow(block):

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import tiny
-from depthcut.ablation.objectives import KL
+from depthcut.ablation.objectives.kl import KL
 from depthcut.calibration import Samples
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX
 from depthcut.model.stream import DecoderStream

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from depthcut.ablation.ablation import Ablation
-from depthcut.ablation.objectives import KL
+from depthcut.ablation.objectives.kl import KL
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.latency import measure_latency

@@ -37,7 +37,7 @@ class Ablation:
     Where the objective is a task's, what is called a sequence below is a question with all its answers, run together.
 
     Args:
-        objective: name of one of `OBJECTIVES` or `TASK_OBJECTIVES`.
+        objective: one of `OBJECTIVES`, with settings.
         journal: where every result is kept; what it already holds is not computed again.
         batch_size: sequences run together; of questions, as many as have at least so many answers.
         memory_budget: bytes for hidden states and what dense logits are kept as; what does not fit is computed anew.

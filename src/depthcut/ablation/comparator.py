@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -73,7 +74,8 @@ class ComparedBatch:
         """
         totals = torch.zeros(len(final), dtype=torch.float64)
         pieces = walk(stream, batch, final)
-        for (at, logits), reference in zip(pieces, self._dense_references(objective, dense), strict=True):
+        references = self._dense_references(objective, dense) if objective.needs_dense else itertools.repeat(())
+        for (at, logits), reference in zip(pieces, references, strict=False):
             if bool(self.scored[at].any()):
                 values = objective.at_positions(reference, logits, self.targets[at])
                 totals[at[0]] += values[self.scored[at]].double().sum().cpu()

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from depthcut.ablation.comparator import predicting
-from depthcut.ablation.objectives import NEXT_TOKEN_OBJECTIVES, TASK_OBJECTIVES, MultipleChoice, Objective
+from depthcut.ablation.objectives import Objective, QuestionObjective, find_objective
 from depthcut.calibration import Choices, Samples
 from depthcut.types import InputError
 
@@ -51,8 +51,9 @@ def text_of(samples: Samples, objective: str, batch_size: int) -> ObjectiveText:
     Raises:
         InputError: the objective is on questions, and the samples hold none.
     """
-    if objective not in TASK_OBJECTIVES:
-        return Sequences(samples, batch_size, next_token=objective in NEXT_TOKEN_OBJECTIVES)
+    found = find_objective(objective)
+    if not isinstance(found, QuestionObjective):
+        return Sequences(samples, batch_size, next_token=found.next_token)
     if samples.choices is None:
         raise InputError(
             f"objective {objective!r} compares the answers of multiple-choice questions, and "
@@ -120,7 +121,7 @@ class QuestionText:
         return self.choices[self.rows[index]].scored
 
     def values(self, objective: Objective, index: int, of_sequences: torch.Tensor) -> torch.Tensor:
-        assert isinstance(objective, MultipleChoice)
+        assert isinstance(objective, QuestionObjective)
         choices = self.choices[self.rows[index]]
         return torch.stack([objective.of_question(of_sequences[rows], choices.right[rows]) for rows in choices.rows])
 

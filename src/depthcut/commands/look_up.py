@@ -42,7 +42,7 @@ def list_names(
         "metrics (--metric)": [(entry.name, entry.summary, entry.source) for entry in METRICS],
         "packaged models": [(name, model.base_model, model.install) for name, model in PACKAGED_MODELS.items()],
         "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
-        "objectives (--objective)": [(name, objective.measure, "") for name, objective in OBJECTIVES.items()],
+        "objectives (--objective)": [(entry.name, entry.summary, entry.source) for entry in OBJECTIVES],
         "repairs (--repair)": [(entry.name, entry.summary, entry.source) for entry in REPAIRS],
         "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
         "recipes (depthcut run NAME)": [(recipe.name, recipe.summary, "") for recipe in packaged_recipes()],

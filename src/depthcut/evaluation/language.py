@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from depthcut.ablation.comparator import following, predicting, walk
-from depthcut.ablation.objectives import KL, Loss
+from depthcut.ablation.objectives import nll as nll_of
+from depthcut.ablation.objectives.kl import KL
 from depthcut.calibration import Samples
 from depthcut.evaluation.draft import GREEDY, SAMPLING, accepted, agreed
 from depthcut.evaluation.paired import DIFFERENCE
@@ -123,13 +124,13 @@ def _sums(
     logits: Sequence[torch.Tensor], targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
 ) -> torch.Tensor:
     """The same, summed over one sequence's positions. Each model's log-probabilities are made once and serve both."""
-    loss, kl = Loss(), KL()
+    kl = KL()
     log_p = logits[0].log_softmax(dim=-1)
     reference = kl.reference_of(log_p)
-    values = [loss.of_log_probabilities(log_p, targets)[predicts]]
+    values = [nll_of(log_p, targets)[predicts]]
     for other in logits[1:]:
         log_q = other.log_softmax(dim=-1)
-        values.append(loss.of_log_probabilities(log_q, targets)[predicts])
+        values.append(nll_of(log_q, targets)[predicts])
         values.append(kl.of_log_probabilities(reference, log_q)[present])
         values.append(accepted(log_p, log_q)[present])
         values.append(agreed(log_p, log_q)[present])

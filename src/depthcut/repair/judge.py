@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from depthcut.ablation.comparator import ComparedBatch, predicting
 from depthcut.ablation.memory import reference_bytes
-from depthcut.ablation.objectives import NEXT_TOKEN_OBJECTIVES, find_objective
+from depthcut.ablation.objectives import find_objective
 from depthcut.calibration import Samples
 from depthcut.model.stream import Batch, DecoderStream
 
@@ -18,7 +18,7 @@ class Judge:
     """An objective's mean over the tokens of held-out text, for models made from one dense model.
 
     Args:
-        objective: name of one of `OBJECTIVES`.
+        objective: one of `OBJECTIVES`, with settings.
         memory_budget: bytes for what the objective keeps of the dense logits; computed anew each time from the dense
             stream before the final norm where it does not fit.
     """
@@ -28,7 +28,6 @@ class Judge:
     ) -> None:
         self._dense, self._samples = dense, samples
         self._objective = find_objective(objective)
-        self._next_token = objective in NEXT_TOKEN_OBJECTIVES
         self._rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
         vocabulary = dense.model.get_output_embeddings().weight.shape[0]
         self._keeps = reference_bytes(samples.input_ids.numel(), vocabulary) <= memory_budget
@@ -64,5 +63,5 @@ class Judge:
 
     def _dense_answer(self, batch: Batch) -> ComparedBatch:
         tokens = batch.token_mask
-        scored = predicting(tokens) if self._next_token else tokens
+        scored = predicting(tokens) if self._objective.next_token else tokens
         return ComparedBatch(batch, self._dense.run(batch), scored, keeps_references=self._keeps)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import yaml
 from pydantic import ValidationError
 
-from depthcut.ablation.objectives import TASK_OBJECTIVES
+from depthcut.ablation.objectives import OBJECTIVES, asks_questions
 from depthcut.calibration import Purpose, check_questions, check_source, parse_source
 from depthcut.evaluation.harness import check_cache, default_cache
 from depthcut.evaluation.questions import Questions
@@ -22,7 +22,7 @@ from depthcut.run.options import Options
 from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
 from depthcut.types import InputError, first_problem, require_regular
 
-REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, REPAIRS, EXPORTS)
+REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, OBJECTIVES, REPAIRS, EXPORTS)
 """All that is chosen by name, with settings."""
 
 SHORT_FORMS = ("metric", "objective", "swap", "max_forwards")
@@ -106,6 +106,12 @@ class Recipe(Options):
         return dataclasses.replace(search, **self._short)  # type: ignore[type-var]
 
     @property
+    def asks_questions(self) -> bool:
+        """Whether the search is on multiple-choice questions, and not on text."""
+        search = self.build_search()
+        return search.needs == "objective" and search.objective is not None and asks_questions(search.objective)
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics that the method, and those that are compared with it, rank by."""
         searches = [self.build_search(), *(SEARCHES.parse(rival)[1] for rival in self.compare)]
@@ -126,8 +132,7 @@ class Recipe(Options):
     @property
     def repair_source(self) -> str:
         """SOURCE of the text that repairs are fitted to; questions and their answers are no text to fit to."""
-        asks = self.build_search().objective in TASK_OBJECTIVES
-        return self.repair_text or ("stdlib" if asks else self.calibration)
+        return self.repair_text or ("stdlib" if self.asks_questions else self.calibration)
 
     @property
     def num_repair_samples(self) -> int:
@@ -166,7 +171,7 @@ class Recipe(Options):
         Raises:
             InputError: a method, metric, amount or source is wrong.
         """
-        search = self.build_search()
+        self.build_search()
         assert self.parsed_budget
         assert self.memory_bytes != 0
         for name, method in self.repairs:
@@ -192,7 +197,7 @@ class Recipe(Options):
         for rival in self.compare:
             if SEARCHES.parse(rival)[1].needs == "objective":
                 raise InputError(f"cannot compare with {rival!r}, which needs a search; compare takes one-pass methods")
-        if search.objective in TASK_OBJECTIVES:
+        if self.asks_questions:
             check_questions(parse_source(self.calibration))
         else:
             _check_text(self.calibration, "calibration", offline)

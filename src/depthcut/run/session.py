@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from depthcut.ablation.objectives import TASK_OBJECTIVES
 from depthcut.calibration import (
     Samples,
     parse_source,
@@ -208,7 +207,7 @@ def prepare(recipe: Recipe, source: ModelSource, uses: tuple[Use, ...] = USES) -
 def _text_to_learn_from(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, use: Use) -> Samples | None:
     """The text of a search or of the repairs; None where the model itself has yet to sample it."""
     source = parse_source(recipe.calibration if use == "calibration" else recipe.repair_source)
-    if use == "calibration" and recipe.build_search().objective in TASK_OBJECTIVES:
+    if use == "calibration" and recipe.asks_questions:
         return sample_questions(
             source,
             tokenizer,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from depthcut.ablation.objectives import OBJECTIVES, TASK_OBJECTIVES
+from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.importance import BLOCK_INFLUENCE, METRICS, metric_name
 from depthcut.registry import unknown_name
 from depthcut.search.problem import SEARCHES, Problem
@@ -41,11 +41,13 @@ class OneShot:
     preferred_unit: ClassVar[UnitChoice] = "block"
 
     def __post_init__(self) -> None:
-        objectives = OBJECTIVES | TASK_OBJECTIVES
         if self.metric in METRICS:
             METRICS.parse(self.metric)
-        elif self.metric not in objectives:
-            raise InputError(unknown_name("metric", self.metric, [*(entry.name for entry in METRICS), *objectives]))
+        elif self.metric in OBJECTIVES:
+            OBJECTIVES.parse(self.metric)
+        else:
+            known = [entry.name for registry in (METRICS, OBJECTIVES) for entry in registry]
+            raise InputError(unknown_name("metric", self.metric, known))
 
     @property
     def needs(self) -> Literal["scores", "objective"]:

@@ -59,7 +59,7 @@ class Budget:
                 f"not {given}"
             )
         if max_increase is not None:
-            match = re.fullmatch(r"([\w-]+)=(\d*\.?\d+)", max_increase.strip())
+            match = re.fullmatch(r"(.+)=(\d*\.?\d+)", max_increase.strip())
             if match is None:
                 raise InputError(f"max-increase {max_increase!r} is no amount: write an objective's, such as kl=0.1")
             find_objective(match[1])

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.ledger import Removed
-from depthcut.ablation.objectives import TASK_OBJECTIVES, find_objective
+from depthcut.ablation.objectives import asks_questions, find_objective
 from depthcut.importance.shapley import (
     DEFAULT_MAX_FORWARDS,
     Importance,
@@ -41,7 +41,7 @@ class Shapley:
     importances with their standard errors go into `scores.json`.
 
     Attributes:
-        objective: one of `OBJECTIVES` or `TASK_OBJECTIVES`. The default is bounded: over sets of every size, kl has
+        objective: one of `OBJECTIVES`, with settings. The default is bounded: over sets of every size, kl has
             single rises of tens of nats that drown what other units do (SmolLM2-135M, 230 forward passes: standard
             errors as large as the importances).
         estimator: how the average is estimated, see `importance/shapley.py`.
@@ -118,7 +118,7 @@ class Shapley:
 
     @property
     def _keep_fraction(self) -> float:
-        return self.keep_fraction or (0.9 if self.objective in TASK_OBJECTIVES else 0.5)
+        return self.keep_fraction or (0.9 if asks_questions(self.objective) else 0.5)
 
 
 SEARCHES.register(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.importance import BLOCK_INFLUENCE, metric_name
 from depthcut.process.workspace import check_output
 from depthcut.run.plan import score_units
@@ -43,7 +42,7 @@ def inspect(recipe: Recipe, output: Path, *, overwrite: bool = False, resume: bo
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     method = pose_method(recipe, source, recipe.method, {"end": {"remove": recipe.remove or ""}})
-    if recipe.build_search().objective not in (None, *OBJECTIVES) and recipe.build_search().needs == "objective":
+    if recipe.asks_questions:
         raise InputError(f"method {recipe.method!r} asks questions, and this study is on text; choose another --method")
     prepared = prepare(recipe, source, ("calibration",))
     settings = recipe.model_dump(mode="json")

@@ -24,8 +24,9 @@ from depthcut.model.stream import DecoderStream
 from depthcut.process.journal import Journal
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import pose_problem
+from depthcut.search.budget import Budget
 from depthcut.search.greedy import Greedy
-from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.search.problem import SEARCHES, Problem
 from depthcut.surgery import apply
 from depthcut.types import ScoreTable, Step, Unit
 

@@ -20,8 +20,9 @@ from depthcut.calibration import parse_source, sample_text
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
+from depthcut.search.budget import Budget
 from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Budget, Problem
+from depthcut.search.problem import Problem
 from depthcut.types import Step
 
 

@@ -25,8 +25,9 @@ from depthcut.preview.estimate import estimate
 from depthcut.process.memory import Room
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, pose_problem
+from depthcut.search.budget import Budget
 from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Budget, Problem
+from depthcut.search.problem import Problem
 from depthcut.types import InputError
 
 ROOM = Room(2**30, None)

@@ -29,8 +29,9 @@ from depthcut.model.units import measure_sizes
 from depthcut.process.faults import is_out_of_memory, is_out_of_space
 from depthcut.process.journal import Journal
 from depthcut.run import plan, prune, write
+from depthcut.search.budget import Budget
 from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Budget, Problem
+from depthcut.search.problem import Problem
 from depthcut.types import InputError, ResourceError, Unit
 
 OPTIONS = {

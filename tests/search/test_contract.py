@@ -8,7 +8,8 @@ from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
-from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.search.budget import Budget
+from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Provenance, ScoreTable, Unit
 
 PROTECTED = frozenset({Unit(0, "attn"), Unit(5, "ffn")})

@@ -11,9 +11,10 @@ from depthcut.ablation.ablation import Ablation
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import sizes_from_config
+from depthcut.search.budget import Budget
 from depthcut.search.contiguous import Window
 from depthcut.search.evolutionary import Evolutionary, _Evolution, _units
-from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.search.problem import SEARCHES, Problem
 from depthcut.search.shapley import Shapley
 from depthcut.types import InputError, Unit
 

@@ -17,8 +17,9 @@ from depthcut.model.packing import is_dense, pack
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.process.journal import Journal
+from depthcut.search.budget import Budget
 from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Budget, Problem
+from depthcut.search.problem import Problem
 from depthcut.types import Latency, Unit
 
 EXHAUSTIVE = Greedy(strategy="exhaustive", swap=False)

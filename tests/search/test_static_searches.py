@@ -6,10 +6,11 @@ import torch
 import tiny
 from depthcut.model.architectures import PRE_NORM, find_architecture
 from depthcut.model.units import sizes_from_config
+from depthcut.search.budget import Budget
 from depthcut.search.contiguous import Contiguous
 from depthcut.search.fixed_order import FixedOrder
 from depthcut.search.one_shot import OneShot, rank
-from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import InputError, Provenance, Scores, ScoreTable, TextDescription, Unit
 
 PUBLISHED = {

@@ -29,21 +29,26 @@ ROUNDS = 7
 
 
 @torch.no_grad()
-def measure_latency(stream: DecoderStream, input_ids: torch.Tensor) -> Latency:
-    """Seconds to decode one token after a short context, whole and for each kind of unit.
+def measure_latency(
+    stream: DecoderStream, input_ids: torch.Tensor, context: int = CONTEXT_TOKENS, batch: int = 1
+) -> Latency:
+    """Seconds to decode one token of every sequence after a context, whole and for each kind of unit.
 
     The median over rounds; each round times the model whole and without each kind. Costs about
     `ROUNDS` x (kinds + 1) short prompts and as many times `DECODED_TOKENS` tokens.
 
     Args:
-        input_ids: (1, length) of which the first `CONTEXT_TOKENS` are the context.
+        input_ids: (1, length), repeated where the context is longer.
+        context: its tokens.
+        batch: sequences that are decoded together, all alike.
     """
+    given = input_ids.repeat(batch, -(-context // input_ids.shape[1]))[:, :context]
     kinds = list(stream.architecture.branches)
     without: dict[str, list[Unit]] = {kind: _but_the_first(stream, kind) for kind in kinds}
     seconds: dict[str, list[float]] = {name: [] for name in ["", *kinds]}
     for index in range(ROUNDS + 1):
         for name, taken in seconds.items():
-            measured = _decode(stream, without.get(name, []), input_ids[:, :CONTEXT_TOKENS])
+            measured = _decode(stream, without.get(name, []), given)
             if index:
                 taken.append(measured)
     whole = statistics.median(seconds[""])

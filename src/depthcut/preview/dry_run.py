@@ -55,7 +55,7 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
     source = find_model(recipe, needs_weights=False)
     problem = pose_problem(recipe, source)
     search = recipe.build_search()
-    measured = problem.budget.kind in ("increase", "latency")
+    measured = problem.budget.kind == "increase" or problem.budget.is_timed
     work = measure_work(empty_model(source.config, source.dtype), source.architecture)
     device = find_profile(device_profile, source.dtype, work.hidden_size, work.widest)
     program = 0 if device.on_accelerator else resident_bytes()

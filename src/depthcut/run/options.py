@@ -86,7 +86,9 @@ class Options(Record):
     )
     unit: UnitChoice | None = option(REMOVAL, None, "What one step removes; by default the method's own.")
     remove: str | None = option(REMOVAL, None, "Share (25%) or number of units to remove; or give --budget.")
-    budget: str | None = option(REMOVAL, None, "What may stay: parameters=0.8, kv=0.7, latency=0.8 or bytes=8GB.")
+    budget: str | None = option(
+        REMOVAL, None, "What may stay: parameters=0.8, kv=0.7, memory=22GiB,context=8192, ... (several with +)."
+    )
     max_increase: str | None = option(
         REMOVAL, None, "Remove all that costs at most this on held-out calibration text: kl=0.1, loss=0.05."
     )

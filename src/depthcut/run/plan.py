@@ -13,14 +13,15 @@ from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
 from depthcut.importance import METRICS, passes_of
 from depthcut.importance.static import static_scores
-from depthcut.model.latency import measure_latency
+from depthcut.model.latency import CONTEXT_TOKENS, measure_latency
 from depthcut.model.load import ModelSource
 from depthcut.process.journal import Journal, unite
 from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Session
-from depthcut.search.problem import SEARCHES, Budget, Problem
+from depthcut.search.budget import Budget
+from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
 
 HELD_OUT_SHARE = 4
@@ -83,8 +84,8 @@ def find_plan(loaded: Session, problem: Problem, folder: Path | None, ranks: Ran
         file = _journal_file(folder, HELD_OUT)
         ablations.append(make_ablation(loaded, held_out, problem.budget.objective, file, ranks))
         problem = replace(problem, held_out=ablations[0])
-    if problem.budget.kind == "latency":
-        problem = replace(problem, latency=ranks.from_first(lambda: _latency(loaded, folder)))
+    if problem.budget.is_timed:
+        problem = replace(problem, latency=ranks.from_first(lambda: _latency(loaded, problem.budget, folder)))
     if search.needs == "objective":
         assert search.objective is not None
         file = _journal_file(folder, JOURNAL)
@@ -119,12 +120,13 @@ def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path
     return table
 
 
-def _latency(loaded: Session, folder: Path | None) -> Latency:
+def _latency(loaded: Session, budget: Budget, folder: Path | None) -> Latency:
     """What units cost in time; a resumed run goes on with what was measured at first, or its path would change."""
     file = folder / "latency.json" if folder else None
     if file is not None and file.is_file():
         return Latency.from_file(file)
-    latency = measure_latency(loaded.stream, loaded.calibration.input_ids[:1])
+    context, batch = budget.timing
+    latency = measure_latency(loaded.stream, loaded.calibration.input_ids[:1], context or CONTEXT_TOKENS, batch)
     if file is not None:
         latency.write(file)
     return latency
@@ -196,7 +198,7 @@ def find_rivals(loaded: Session, problem: Problem, plan: Plan, scores: ScoreTabl
     for method in loaded.recipe.compare:
         _, search = SEARCHES.parse(method)
         budget = Budget("parameters", left)
-        posed = replace(problem, unit=search.preferred_unit, budget=budget, scores=scores, latency=None)
+        posed = replace(problem, unit=search.preferred_unit, budget=budget, scores=scores, latency=None, memory=None)
         try:
             path = search.path(posed)
             rivals[method] = tuple(unit for step in path[: posed.num_steps(path)] for unit in step.remove)

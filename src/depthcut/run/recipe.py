@@ -19,7 +19,8 @@ from depthcut.importance import METRICS
 from depthcut.registry import Registry, split_settings
 from depthcut.repair import REPAIRS, RepairMethod, parse_repairs
 from depthcut.run.options import Options
-from depthcut.search.problem import SEARCHES, Budget, Search, parse_bytes
+from depthcut.search.budget import Budget, parse_bytes
+from depthcut.search.problem import SEARCHES, Search
 from depthcut.types import InputError, first_problem, require_regular
 
 REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, OBJECTIVES, REPAIRS, EXPORTS)

@@ -20,6 +20,7 @@ from depthcut.calibration import (
 )
 from depthcut.evaluation.questions import Questions
 from depthcut.importance import METRICS, check_metrics
+from depthcut.model.cache import cache_bytes
 from depthcut.model.device import check_device, chosen_device
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
@@ -30,7 +31,8 @@ from depthcut.process.memory import Room, room_for_weights, share_out
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repair import check_repairs
 from depthcut.run.recipe import Recipe
-from depthcut.search.problem import Budget, Problem
+from depthcut.search.budget import Budget, Memory
+from depthcut.search.problem import Problem
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
 
@@ -81,12 +83,14 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     if preferred == "pair" and not source.architecture.pairs:
         preferred = "block"
     sizes = sizes_from_config(source.config, source.architecture, source.dtype)
+    budget = _budget(recipe, source, sizes)
     problem = Problem(
         architecture=source.architecture,
         num_blocks=source.provenance.num_blocks,
         sizes=sizes,
         unit=recipe.unit or preferred,
-        budget=_budget(recipe, source, sizes),
+        budget=budget,
+        memory=_memory(source, sizes, budget),
         protected=frozenset(choose_units(recipe.protect, units, verb="protect")),
         seed=recipe.seed,
     )
@@ -99,12 +103,29 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
 def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
     """What has to go of this model; bytes are those of the written model's weights."""
     budget, stored = recipe.parsed_budget, source.provenance.quantisation
-    if budget.kind == "bytes" and stored is not None and source.gguf_file is None:
+    if any(each.kind in ("bytes", "memory") for each in budget.all) and stored is not None and source.gguf_file is None:
         raise InputError(
             f"the weights of {source.provenance.name} are stored as {stored}, so that parameters differ in bytes; give "
             "a share, such as --budget parameters=0.8"
         )
     return budget.of_weights(sizes.parameters, source.written_dtype.itemsize)
+
+
+def _memory(source: ModelSource, sizes: ModelSizes, budget: Budget) -> Memory | None:
+    """What the written model's units take while decoding, where the budget counts that."""
+    for each in budget.all:
+        if each.kind == "memory":
+            return memory_of(source, sizes, each.context, each.batch)
+    return None
+
+
+def memory_of(source: ModelSource, sizes: ModelSizes, context: int, batch: int = 1) -> Memory:
+    """What weights as they are written and the cache of some sequences take."""
+    item = source.written_dtype.itemsize
+    written = sizes_from_config(source.config, source.architecture, source.written_dtype)
+    cache = cache_bytes(source.config, source.architecture, written, context)
+    units = {unit: size.parameters * item + batch * cache[unit] for unit, size in sizes.units.items()}
+    return Memory((sizes.parameters - sum(size.parameters for size in sizes.units.values())) * item, units)
 
 
 @dataclass(frozen=True)

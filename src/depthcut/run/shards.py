@@ -47,13 +47,13 @@ def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
         InputError: the recipe's search has nothing to divide, or its result would differ between machines.
     """
     recipe.check()
-    budget = recipe.parsed_budget.kind
-    if budget == "latency":
+    budget = recipe.parsed_budget
+    if budget.is_timed:
         raise InputError(
             "every shard would measure a latency of its own and search for another plan; give --budget parameters=... "
             "with --shard, or divide the work by torchrun"
         )
-    if recipe.build_search().needs != "objective" and budget != "increase":
+    if recipe.build_search().needs != "objective" and budget.kind != "increase":
         raise InputError(
             f"method {recipe.method} evaluates no removed sets that shards could divide; leave --shard out: it takes "
             "one pass at most"

@@ -2,118 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from depthcut.ablation.ablation import Ablation
-from depthcut.ablation.objectives import find_objective
 from depthcut.model.branches import Architecture
 from depthcut.model.units import ModelSizes
 from depthcut.registry import Registry
+from depthcut.search.budget import Budget, Ceiling, Memory, ceiling
 from depthcut.types import Cost, InputError, Latency, Removal, Scores, ScoreTable, Step, Unit, UnitChoice
 
-ROUNDING, PRICE_ROUNDING = 1e-9, 1e-6
-"""Relative: of all that has to go, and of what one step saves."""
-REMAINING_SHARES = ("parameters", "kv", "latency")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much goes: a count or share of units, what stays of parameters, KV or time, or all that may go at a cost.
-
-    Attributes:
-        kind: what `amount` is of.
-        amount: units to remove (`count`), fraction of the units to remove (`share`), largest fraction of the dense
-            model's parameters, KV bytes or decoding time that may stay, most bytes that the weights may take, or
-            largest increase of an objective on held-out text.
-        objective: which objective may increase, for `increase`.
-    """
-
-    kind: Literal["count", "share", "parameters", "kv", "latency", "bytes", "increase"]
-    amount: float
-    objective: str = ""
-
-    def __str__(self) -> str:
-        if self.kind == "count":
-            return f"remove {self.amount:g}"
-        if self.kind == "increase":
-            return f"remove what costs at most {self.objective}={self.amount:g}"
-        return f"remove {100 * self.amount:g}%" if self.kind == "share" else f"reach {self.kind}={self.amount:g}"
-
-    @classmethod
-    def parse(cls, remove: str | int | None, budget: str | None, max_increase: str | None = None) -> Budget:
-        """Reads `--remove 25%`, `--remove 8`, `--budget parameters=0.8`, `bytes=8GB` or `--max-increase kl=0.1`.
-
-        Raises:
-            InputError: not exactly one is given, or the amount is out of range.
-        """
-        num_given = 3 - [remove, budget, max_increase].count(None)
-        if num_given != 1:
-            given = "none" if num_given == 0 else "both" if num_given == 2 else "all"
-            raise InputError(
-                "give exactly one of remove (25% or 8), budget (parameters=0.8 or kv=0.7) and max-increase (kl=0.1), "
-                f"not {given}"
-            )
-        if max_increase is not None:
-            match = re.fullmatch(r"(.+)=(\d*\.?\d+)", max_increase.strip())
-            if match is None:
-                raise InputError(f"max-increase {max_increase!r} is no amount: write an objective's, such as kl=0.1")
-            find_objective(match[1])
-            return cls("increase", float(match[2]), match[1])
-        if remove is not None:
-            match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", str(remove).strip())
-            if match is None or (not match[2] and "." in match[1]):
-                raise InputError(f"remove {remove!r} is no amount: write a share such as 25% or a count such as 8")
-            if not match[2]:
-                return cls("count", float(match[1]))
-            if float(match[1]) >= 100:
-                raise InputError(f"cannot remove {remove}: something must remain, so give less than 100%")
-            return cls("share", float(match[1]) / 100)
-        kind, _, amount = str(budget).strip().partition("=")
-        if kind == "bytes" and amount.endswith("B"):
-            return cls("bytes", parse_bytes(amount, "budget"))
-        match = re.fullmatch(r"(\w+)=(\d*\.?\d+)", str(budget).strip())
-        if match is None or match[1] not in REMAINING_SHARES or not 0 < float(match[2]) < 1:
-            raise InputError(
-                f"budget {budget!r} is unknown: write parameters=0.8, kv=0.7 or latency=0.8, the fraction between 0 "
-                "and 1 that stays, or bytes=8GB, what the weights may take"
-            )
-        return cls(match[1], float(match[2]))  # type: ignore[arg-type]
-
-    def of_weights(self, parameters: int, bytes_per_parameter: int) -> Budget:
-        """A budget in bytes as the share of parameters that fits into them; any other as it is.
-
-        Raises:
-            InputError: the weights fit already.
-        """
-        if self.kind != "bytes":
-            return self
-        share = self.amount / (parameters * bytes_per_parameter)
-        if share >= 1:
-            raise InputError(
-                f"nothing has to go: the weights take {parameters * bytes_per_parameter / 1e9:.2f} GB "
-                f"({bytes_per_parameter} bytes a parameter), and the budget is {self.amount / 1e9:.2f} GB; give less"
-            )
-        return Budget("parameters", share)
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """Reads `8GB`, `2GiB` or `800MiB`.
-
-    Args:
-        option: what is given so, for the error.
-
-    Raises:
-        InputError: it is no amount.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", text)
-    if match is None:
-        raise InputError(f"{option} {text!r} is no amount; write 2GiB or 800MiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+PRICE_ROUNDING = 1e-6
+"""Relative, of what one step saves."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +30,8 @@ class Problem:
         scores: the static scores, where the search asks for them.
         ablation: what the output loses without a set of units, where the search asks for it.
         held_out: the objective that has a ceiling, on calibration text that decides nothing else.
-        latency: what units cost in time, where the budget counts that.
+        latency: what units cost in time, where the budget counts that and they were timed.
+        memory: what units take while decoding, where the budget counts that.
         advance: called with 1 after each step that a long search has taken.
         keep_scores: called with importances that a search has estimated, which belong into `scores.json`.
         seed: of everything random.
@@ -142,6 +47,7 @@ class Problem:
     ablation: Ablation | None = None
     held_out: Ablation | None = None
     latency: Latency | None = None
+    memory: Memory | None = None
     advance: Callable[[int], None] = lambda _: None
     keep_scores: Callable[[Scores], None] = lambda _: None
     seed: int = 0
@@ -168,44 +74,41 @@ class Problem:
         else:
             groups = [(unit,) for unit in kept if self.unit in ("sublayer", unit.kind)]
         groups = [group for group in groups if group and not self.protected.intersection(group)]
-        return [group for group in groups if not self._is_priced or self._price(group) > 0]
+        ceilings = [each for each in self._ceilings if each.surplus(removed) > 0] or self._ceilings
+        return [group for group in groups if not ceilings or any(each.price(group) > 0 for each in ceilings)]
 
     def joint_candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
-        """Pairs that may go in one step where single sublayers may go and the budget counts parameters.
+        """Pairs that may go in one step where single sublayers may go and the budget counts weights.
 
         An attention and the feed-forward part next to it are often dear one by one and cheap together, which a search
         that goes unit by unit never sees. A pair that would save more than is asked for is none.
         """
-        if self.unit != "sublayer" or self.budget.kind != "parameters" or not self.architecture.pairs:
+        if self.unit != "sublayer" or not self.architecture.pairs or len(self._ceilings) != 1:
             return []
-        surplus = self._surplus(removed)
+        if self.budget.kind not in ("parameters", "memory"):
+            return []
+        surplus = self._ceilings[0].surplus(removed)
         pairs = replace(self, unit="pair").candidates(removed)
-        return [pair for pair in pairs if self._price(pair) * (1 - PRICE_ROUNDING) <= surplus]
+        return [pair for pair in pairs if self._ceilings[0].price(pair) * (1 - PRICE_ROUNDING) <= surplus]
 
-    @property
-    def _is_priced(self) -> bool:
-        """Whether the budget counts something that units have different amounts of; times are known once measured."""
-        return self.budget.kind in REMAINING_SHARES and (self.budget.kind != "latency" or self.latency is not None)
-
-    def _price(self, units: Collection[Unit]) -> float:
-        """How much of what the budget counts these units hold."""
-        if self.budget.kind == "parameters":
-            return sum(self.sizes.units[unit].parameters for unit in units)
-        if self.budget.kind == "kv":
-            return sum(self.sizes.units[unit].kv_bytes_per_token for unit in units)
-        assert self.latency is not None
-        return sum(self.latency.unit_seconds[unit.kind] for unit in units)
-
-    def _surplus(self, removed: Collection[Unit] = ()) -> float:
-        """How much of what the budget counts has still to go."""
-        totals = {"parameters": self.sizes.parameters, "kv": self.sizes.kv_bytes_per_token}
-        total = totals[self.budget.kind] if self.latency is None else self.latency.token_seconds
-        # A share that was computed from exactly these units must not ask for one more.
-        return (1 - self.budget.amount) * total * (1 - ROUNDING) - self._price(removed)
+    @functools.cached_property
+    def _ceilings(self) -> tuple[Ceiling, ...]:
+        """What the budget sets a limit to, where units have different amounts of it; times are known once measured."""
+        found = (ceiling(budget, self.sizes, self.latency, self.memory) for budget in self.budget.all)
+        return tuple(each for each in found if each is not None)
 
     def saving(self, group: Removal, removed: Collection[Unit]) -> float:
-        """What removing a group brings towards the budget after others; a surplus at the end counts for nothing."""
-        return min(self._price(group), self._surplus(removed)) if self._is_priced else 1.0
+        """What removing a group brings towards the budget after others; a surplus at the end counts for nothing.
+
+        Of several ceilings, what counts is the sum of the shares of what each of them was above.
+        """
+        if not self._ceilings:
+            return 1.0
+        if len(self._ceilings) == 1:
+            only = self._ceilings[0]
+            return min(only.price(group), only.surplus(removed))
+        above = [each for each in self._ceilings if each.excess > 0]
+        return sum(min(each.price(group), max(each.surplus(removed), 0.0)) / each.excess for each in above)
 
     def is_whole(self, removed: Collection[Unit]) -> bool:
         """Whether what is kept still consists of whole pairs, where the unit is a pair; else always."""
@@ -254,9 +157,10 @@ class Problem:
     def likely_steps(self) -> int:
         """Steps that the budget will take if units of mean size go; as many as it can where only the search tells."""
         candidates = self.candidates()
-        if self.budget.kind in ("parameters", "kv") and candidates:
-            mean = sum(map(self._price, candidates)) / len(candidates)
-            return min(len(candidates), math.ceil(self._surplus() / mean))
+        if self._ceilings and candidates:
+            totals = [(each.excess, sum(map(each.price, candidates))) for each in self._ceilings]
+            needed = [math.ceil(excess * len(candidates) / total) for excess, total in totals if total]
+            return min(len(candidates), max([1, *needed]))
         if self.budget.kind == "latency":
             return min(len(candidates), math.ceil((1 - self.budget.amount) * self.num_removable))
         return self.steps_at_most
@@ -279,7 +183,8 @@ class Problem:
             return self.held_out(removed) - self.held_out([]) > self.budget.amount
         if self.budget.kind in ("count", "share"):
             return self.count(removed) >= self.wanted
-        return self._surplus(removed) <= 0
+        assert len(self._ceilings) == len(self.budget.all), "what the budget counts is not measured yet"
+        return all(each.surplus(removed) <= 0 for each in self._ceilings)
 
     def check(self) -> None:
         """Checks what needs no weights.
@@ -303,6 +208,17 @@ class Problem:
             raise InputError(
                 f"cannot remove {self.wanted} of {self.num_removable} {self.unit} units: at most {possible} can go "
                 "(something must remain, and protected units stay)"
+            )
+        for each in self._ceilings:
+            if each.price(removable) < each.excess:
+                raise InputError(
+                    f"cannot {self.budget} by {self.unit} units: all that may go are not enough; ask for less, or for "
+                    "fewer protected units"
+                )
+        if self.memory is not None and not self.budget.is_timed and self.is_met(()):
+            raise InputError(
+                f"nothing has to go: the model takes {self.memory.without(()) / 2**30:.2f} GiB, and the budget says "
+                f"{self.budget}; give less"
             )
 
 

@@ -50,6 +50,7 @@ def directly(name, z, zp, ids):
         "logit-angular": cosine.arccos().mean(-1),
         "logit-l2": (z - zp).double().flatten(1).norm(dim=-1),
         "logit-l2-token": distance[:, :-1].mean(-1),
+        "acceptance": 1 - torch.minimum(p, q).exp().sum(-1).mean(-1),
     }[name]
 
 

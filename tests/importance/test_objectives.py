@@ -6,7 +6,7 @@ import torch
 import tiny
 from depthcut.ablation.objectives import OBJECTIVES, QuestionObjective, asks_questions
 from depthcut.run.recipe import Recipe
-from depthcut.search.problem import Budget
+from depthcut.search.budget import Budget
 
 POSITIONS, VOCABULARY = 7, 50
 ENTRIES = [pytest.param(entry, id=entry.name) for entry in OBJECTIVES]

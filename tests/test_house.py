@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import typer
@@ -53,3 +54,17 @@ def test_no_public_class_name_is_defined_twice():
                     named.setdefault(name, []).append(path.name)
     assert {"DecoderStream", "FAMILIES", "Visitor"} <= named.keys()
     assert {name: places for name, places in named.items() if len(places) > 1} == {}
+
+
+def test_what_is_registered_side_by_side_may_not_import_each_other():
+    """Every file that registers a search, metric, repair or export stands in the contract of its folder."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    bound = {name for contract in contracts if contract["type"] == "independence" for name in contract["modules"]}
+    siblings = {
+        ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCES
+        if re.search(r"^[A-Z]+\.register\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(siblings) > 20
+    assert siblings - bound == {"depthcut.export.hf"}  # the other forms stand on it

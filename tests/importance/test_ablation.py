@@ -73,6 +73,13 @@ def test_every_objective_agrees_with_its_definition(name):
         )
 
 
+def test_excerpts_are_the_same_whatever_runs_together():
+    stream, samples = engine("llama"), tiny.samples(8)
+    one, three = (Ablation(stream, samples, "kl", batch_size=size).on_excerpts(0.4) for size in (1, 3))
+    assert one.samples.description == three.samples.description
+    assert one([]) == pytest.approx(three([]), abs=tiny.ROUNDING)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("memory_budget", [2**30, 1])
 def test_prefix_reuse_changes_no_bit_whatever_is_kept(family, memory_budget):

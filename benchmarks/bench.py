@@ -115,14 +115,14 @@ BENCHMARKS = (
         "repair",
         "repairs of the same removal at equal text",
         "--data DATA --plans OUT/quality --plan greedy-pairs-(default)-4.json --steps 4 --samples 8 "
-        "--repairies none;refit --output OUT/repair.json",
+        "--repairs none;refit --output OUT/repair.json",
         "repair.json",
         ("perplexity",),
     ),
     Benchmark(
         "healing",
         "what a few updates heal",
-        "--data DATA --steps 8 --repairies none,lora,partial --output OUT/healing.json",
+        "--data DATA --steps 8 --repairs none,lora,partial --output OUT/healing.json",
         "healing.json",
         ("WikiText-2 test: perplexity", "seconds"),
     ),

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", type=Path, required=True, help="folder with the C4 sample and WikiText-2")
     parser.add_argument("--blocks", default="12,13,14,15,16,17,25,26")
-    parser.add_argument("--repairies", default="none,lora,partial,distill")
+    parser.add_argument("--repairs", default="none,lora,partial,distill")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("out/healing.json"))

@@ -18,7 +18,7 @@ from depthcut.calibration import parse_source, sample_text
 from depthcut.evaluation.language import compare_language
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.repair import Damage, parse_repairs
+from depthcut.repair import Damage, parse_repairs, repair_and_judge
 from depthcut.surgery import apply
 from depthcut.types import Step
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--plans", type=Path, default=Path("out/quality"), help="what quality.py wrote")
     parser.add_argument("--plan", default="greedy-pairs-(default)-8.json")
     parser.add_argument("--steps", default="4,8")
-    parser.add_argument("--repairies", default="none;bias;low-rank;linear;refit", help="joined with semicolons")
+    parser.add_argument("--repairs", default="none;bias;low-rank;linear;refit", help="joined with semicolons")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--mixed", action="store_true", help="half of them from the training part of WikiText-2")
     parser.add_argument("--dtype", default="auto", help="of the models; the tables are of float32")
@@ -61,12 +61,12 @@ def main() -> None:
         removed = frozenset(unit for step in path[:count] for unit in step.remove)
         cut = apply(dense.model, source.architecture, removed)
         for name in options.repairs.split(";"):
-            began, model, records = time.perf_counter(), cut, []
+            began, model, records = time.process_time(), cut, []
             for method, repair in parse_repairs(name):
                 damage = Damage(dense, removed, text, held_out, 2**31)
-                model, record = repair(method, repair, damage, model)
+                model, record = repair_and_judge(method, repair, damage, model)
                 records.append(record)
-            row = {"removed": count, "repair": name, "seconds": round(time.perf_counter() - began)}
+            row = {"removed": count, "repair": name, "processor seconds": round(time.process_time() - began)}
             row["kept"] = all(record.kept for record in records)
             if records:
                 row["held-out KL"] = [round(records[0].before, 4), round(records[-1].after, 4)]

@@ -1,5 +1,6 @@
 """Closed forms find what was planted, agree with a reference solver, help every family, and leave their inputs."""
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,9 +16,10 @@ from depthcut.model.bypass import Emulation, RemovedFFN, remove_branch
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.repair import Damage, Repaired, parse_repairs, repair_and_judge
+from depthcut.repair import moments as moments_module
 from depthcut.repair.emulate import Bias, LowRank
 from depthcut.repair.moments import FITTED, HELD_OUT, Moments
-from depthcut.repair.refit import LinearMap, Refit
+from depthcut.repair.refit import LinearMap, Refit, _most_gain
 from depthcut.surgery import apply, twin
 from depthcut.types import InputError, Unit
 
@@ -111,7 +113,10 @@ def test_a_planted_map_of_what_the_last_projection_wrote_is_folded_into_it(repai
     assert held_out_kl(given, repaired.model) < tiny.ROUNDING
 
 
-def test_moments_solve_least_squares():
+@pytest.mark.parametrize("block", [3, 192])
+def test_moments_solve_least_squares(block, monkeypatch):
+    """Also where the symmetric moments come from several blocks, which mirror each other."""
+    monkeypatch.setattr(moments_module, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 7, generator=generator, dtype=torch.float64)
     targets = torch.randn(200, 4, generator=generator, dtype=torch.float64) + inputs @ torch.randn(7, 4).double()
@@ -141,6 +146,45 @@ def test_ridges_agree_with_lstsq_of_the_augmented_system():
     expected = torch.linalg.lstsq(augmented, torch.cat([targets, targets, torch.zeros(5, 3)])).solution.T
     torch.testing.assert_close(found, expected)
     assert bool((left <= 1).all())
+
+
+def test_every_output_takes_the_ridge_at_which_its_held_out_error_turns():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 20, generator=generator, dtype=torch.float64)
+    noise = torch.randn(60, 12, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 12).double()
+    targets = inputs @ torch.randn(20, 12, generator=generator, dtype=torch.float64) + noise
+    ridges, fitted, held_out = [0.01, 0.1, 1.0, 10.0], slice(0, 40), slice(40, 60)
+    exact, rounded = Moments(20, 12), Moments(20, 12, precise=False)
+    for moments in (exact, rounded):
+        for part, rows in ((FITTED, fitted), (HELD_OUT, held_out)):
+            moments.add(inputs[rows], targets[rows], torch.ones(60)[rows], part)
+    energy = inputs.square().sum(dim=0)
+
+    def solved(rows, columns, ridge):
+        share = inputs[rows].square().sum() / energy.sum() if rows == fitted else 1.0
+        penalty = ridge * share * (energy.mean() * energy).sqrt()
+        augmented = torch.cat([inputs[rows], penalty.sqrt().diag()])
+        zeros = torch.zeros(20, len(columns), dtype=torch.float64)
+        return torch.linalg.lstsq(augmented, torch.cat([targets[rows][:, columns], zeros])).solution
+
+    found, left = exact.solve(ridges)
+    kinds = set()
+    for column in range(12):
+        error, chosen = float(targets[held_out, column].square().sum()), None
+        before = error
+        for ridge in reversed(ridges):
+            tried = inputs[held_out] @ solved(fitted, [column], ridge) - targets[held_out][:, [column]]
+            if float(tried.square().sum()) >= error:
+                break
+            error, chosen = float(tried.square().sum()), ridge
+        kinds.add(chosen)
+        everything = slice(0, 60)
+        expected = torch.zeros(20, 1).double() if chosen is None else solved(everything, [column], chosen)
+        torch.testing.assert_close(found[column], expected[:, 0])
+        assert float(left[column]) == pytest.approx(error / before)
+    assert len(kinds) > 2
+    # What float32 rounds is nothing beside such ridges.
+    torch.testing.assert_close(rounded.solve(ridges)[0], found, atol=1e-4, rtol=1e-4)
 
 
 def test_an_output_that_nothing_predicts_stays_as_it_is():
@@ -177,6 +221,29 @@ def test_sublayers_gone_alone_are_repaired_too(family, repair):
     given = damage(tiny.model(family), removed)
     record = repair_and_judge("it", repair, given, cut(given))[1]
     assert record.after < record.before
+
+
+def test_no_text_is_run_through_a_dense_unit_twice(monkeypatch):
+    """What a projection aims at behind a removed run is what the next sublayer is fitted to."""
+    given = damage(tiny.model(), PAIR, batch_size=32)
+    spans, run = [], given.dense.run
+
+    def spy(batch, *args, **others):
+        spans.extend([(others["start"], others["stop"])] if "stop" in others else [])
+        return run(batch, *args, **others)
+
+    monkeypatch.setattr(given.dense, "run", spy)
+    Refit().repair(given, cut(given))
+    assert len(spans) > 2
+    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(spans))
+
+
+def test_a_step_that_led_nowhere_is_not_shortened():
+    before = torch.full((4,), 0.5).double()
+    # All positions lose alike: half of the step would lose half.
+    assert _most_gain(0.5, torch.full((4,), -0.01).double(), before) == pytest.approx(-0.005)
+    # Positions gain and lose much: the step was too long, and half of it may help.
+    assert _most_gain(0.5, torch.tensor([0.2, -0.2, 0.2, -0.2]).double(), before) > 0.05
 
 
 def test_refit_makes_up_for_the_first_block_too():

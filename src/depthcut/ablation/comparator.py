@@ -73,13 +73,20 @@ class ComparedBatch:
             stream: the model whose output is compared; `batch` and `final` are its.
         """
         totals = torch.zeros(len(final), dtype=torch.float64)
+        for sequence, values in self.values(objective, dense, stream, batch, final):
+            totals[sequence] += values.sum()
+        return totals, self.scored.sum(dim=-1).double().cpu()
+
+    def values(
+        self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """The objective at the positions that count, as for `compare`: a sequence, and (positions,) float64 of it."""
         pieces = walk(stream, batch, final)
         references = self._dense_references(objective, dense) if objective.needs_dense else itertools.repeat(())
         for (at, logits), reference in zip(pieces, references, strict=False):
             if bool(self.scored[at].any()):
                 values = objective.at_positions(reference, logits, self.targets[at])
-                totals[at[0]] += values[self.scored[at]].double().sum().cpu()
-        return totals, self.scored.sum(dim=-1).double().cpu()
+                yield at[0], values[self.scored[at]].double().cpu()
 
     def _dense_references(self, objective: Objective, dense: DecoderStream) -> Iterable[Reference]:
         """Piece by piece as `walk` comes to them."""

@@ -32,6 +32,12 @@ from depthcut.repair.projections import (
 )
 from depthcut.types import Unit
 
+MOST_STREAMS = 5
+"""Streams of all sequences that exist together: the dense one at three positions, the pruned one at two."""
+
+FLOAT32_RIDGE = 1e-3
+"""From this ridge on, relative to the mean energy of the inputs, the rounding of float32 in their moments is hidden."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -94,6 +100,7 @@ class FrontToBack:
         self.damage, self.dense = damage, damage.dense
         self.pruned = DecoderStream(pruned, self.dense.architecture)
         self.ridges = ridges
+        self._precise = self.dense.model.dtype.itemsize > 2 and min(ridges) < FLOAT32_RIDGE
         samples = damage.text
         self._rows = [
             slice(begin, begin + damage.batch_size) for begin in range(0, len(samples.input_ids), damage.batch_size)
@@ -102,21 +109,28 @@ class FrontToBack:
 
     def __enter__(self) -> FrontToBack:
         self._scratch = TemporaryDirectory(ignore_cleanup_errors=True)
-        shape = (*self.damage.text.input_ids.shape, self.dense.model.config.get_text_config().hidden_size)
-        self._dense_streams, self._pruned_streams = (self._storage(name, shape) for name in ("dense", "pruned"))
+        self._free: list[torch.Tensor] = []
+        self._num_streams = 0
+        self._dense_streams: dict[int, torch.Tensor] = {}
+        self._pruned_streams = self._room()
+        self._left: torch.Tensor | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._dense_streams, self._pruned_streams
+        del self._free, self._dense_streams, self._pruned_streams, self._left
         self._scratch.cleanup()
 
-    def _storage(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Room for a stream of all sequences; in a file where memory is too small for it."""
-        dtype, count = self.dense.model.dtype, torch.Size(shape).numel()
-        if 2 * count * dtype.itemsize <= self.damage.memory_budget:
+    def _room(self) -> torch.Tensor:
+        """Room for a stream of all sequences; in a file where memory is too small for all of them."""
+        if self._free:
+            return self._free.pop()
+        self._num_streams += 1
+        dtype, width = self.dense.model.dtype, self.dense.model.config.get_text_config().hidden_size
+        shape = torch.Size((*self.damage.text.input_ids.shape, width))
+        if MOST_STREAMS * shape.numel() * dtype.itemsize <= self.damage.memory_budget:
             return torch.empty(shape, dtype=dtype)
-        file = Path(self._scratch.name) / name
-        return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
+        file = Path(self._scratch.name) / str(self._num_streams)
+        return torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype).view(shape)
 
     def groups(self) -> Iterator[tuple[Group, Group | None]]:
         """Groups from the last but one before the first removed unit on, each with the next where that stands before a
@@ -137,14 +151,14 @@ class FrontToBack:
         if self.dense.architecture.parallel:
             begin -= begin % len(self.dense.architecture.branches)
         batches = list(self._batches(self.dense))
+        self._dense_streams[begin] = self._room()
         for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
             part = [batches[place] for place in together]
             entering = self.dense.run_together([Pass(batch, stop=begin) for _, batch in part])
             for (rows, batch), stream in zip(part, entering, strict=True):
-                self._dense_streams[rows] = stream
+                self._dense_streams[begin][rows] = stream
                 # What was removed before the first kept sublayer was there in the dense model.
                 self._pruned_streams[rows] = batch.embedded if first.after_removal else stream
-        self._dense_at = begin
         num_left = len(concerned)
         try:
             for group, cut in concerned:
@@ -198,21 +212,36 @@ class FrontToBack:
 
     def advance(self, group: Group) -> None:
         """Leaves a group as it is."""
-        self._advance_dense(group)
-        self.leave(group)
+        self.leave(group, changed=True)
 
-    def _advance_dense(self, group: Group) -> None:
-        for rows, batch in self._batches(self.dense):
-            entering = self._dense_streams[rows].to(batch.embedded.device)
-            self._dense_streams[rows] = self.dense.run(
-                batch, start=self._dense_at, stop=group.dense_stop, stream=entering
-            )
-        self._dense_at = group.dense_stop
+    def leave(self, group: Group, *, changed: bool) -> None:
+        """Goes on to where the next group begins.
 
-    def leave(self, group: Group) -> None:
-        """Leaves a group whose output projections were fitted."""
-        for rows, batch in self._batches(self.pruned):
-            self._pruned_streams[rows] = self._run(group, rows, batch)
+        Args:
+            changed: whether the group is another than when `fit_writes` last ran it.
+        """
+        self._dense_at(group.dense_stop)
+        for position in [position for position in self._dense_streams if position < group.dense_stop]:
+            self._free.append(self._dense_streams.pop(position))
+        if changed or self._left is None:
+            for rows, batch in self._batches(self.pruned):
+                self._pruned_streams[rows] = self._run(group, rows, batch)
+        else:
+            self._pruned_streams, self._left = self._left, self._pruned_streams
+        if self._left is not None:
+            self._free.append(self._left)
+            self._left = None
+
+    def _dense_at(self, position: int) -> torch.Tensor:
+        """The dense stream that enters a position; what is behind the next group is kept until that is left."""
+        if position not in self._dense_streams:
+            begin = max(start for start in self._dense_streams if start < position)
+            reached = self._room()
+            for rows, batch in self._batches(self.dense):
+                entering = self._dense_streams[begin][rows].to(batch.embedded.device)
+                reached[rows] = self.dense.run(batch, start=begin, stop=position, stream=entering)
+            self._dense_streams[position] = reached
+        return self._dense_streams[position]
 
     def _add(
         self,
@@ -235,18 +264,18 @@ class FrontToBack:
     def fit_reads(self, group: Group) -> WeightChange:
         """The maps that read the stream times one that takes the pruned reading to the dense one."""
         maps: list[tuple[nn.Module, torch.Tensor]] = []
+        dense_streams = self._dense_streams[min(self._dense_streams)]
         for unit in group.pruned:
             block = self.pruned.blocks[unit.layer]
             branch = self.pruned.architecture.branches[unit.kind].of(block)
             if not branch.projection:
                 continue
-            width = self._dense_streams.shape[-1]
-            moments = Moments(width, width, self.dense.model.dtype)
+            width = self._pruned_streams.shape[-1]
+            moments = Moments(width, width, precise=self._precise)
             for rows, batch in self._batches(self.pruned):
                 device = batch.embedded.device
                 read, meant = (
-                    normed(block, branch, streams[rows].to(device))
-                    for streams in (self._pruned_streams, self._dense_streams)
+                    normed(block, branch, streams[rows].to(device)) for streams in (self._pruned_streams, dense_streams)
                 )
                 self._add(moments, rows, batch, read, meant - read, torch.ones(read.shape[:2], device=device))
             change, _ = self._solve(moments)
@@ -264,8 +293,7 @@ class FrontToBack:
         Args:
             widest: whether a projection may change in any way, where memory suffices to solve for that; else only by a
                 map of what it gave.
-            cut: the group that follows. Without it the group is to be left by `leave`, whether the change is made or
-                not.
+            cut: the group that follows.
 
         Returns:
             The change, and by dense unit the share of the error on held-out tokens that it leaves.
@@ -275,19 +303,22 @@ class FrontToBack:
             self.pruned.architecture.branches[unit.kind].of(block)
             for unit, block in zip(group.pruned, blocks, strict=True)
         ]
-        if cut is None:
-            self._advance_dense(group)
         if not all(branch.projection for branch in branches):
             return WeightChange([]), {}
         projections: list[nn.Module] = [
             attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
         ]
-        gain = gain_after(blocks[0], branches[0], self._dense_streams.shape[-1])
+        gain = gain_after(blocks[0], branches[0], self._pruned_streams.shape[-1])
         widths = [matrix_of(projection).shape[1] for projection in projections]
         room = self.damage.solving_bytes
         widest = widest and (room is None or Moments.bytes(sum(widths), len(gain)) <= room)
         widths = widths if widest else [len(gain) for _ in widths]
-        moments = Moments(sum(widths), len(gain), self.dense.model.dtype)
+        moments = Moments(sum(widths), len(gain), precise=self._precise)
+        dense_streams = self._dense_at(group.dense_stop)
+        if cut is not None:
+            dense_streams = self._dense_at(cut.dense_stop)
+        elif self._left is None:
+            self._left = self._room()
         for rows, batch in self._batches(self.pruned):
             entering = self._pruned_streams[rows].to(batch.embedded.device)
             with calls_of(projections, entering.shape[:-1]) as calls:
@@ -301,12 +332,11 @@ class FrontToBack:
                 ],
                 dim=-1,
             )
-            meant = self._dense_streams[rows].to(after.device)
             if cut is not None:
-                samples = self.damage.text
                 after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
-                batch_of_dense = self.dense.prepare(samples.input_ids[rows], samples.attention_mask[rows])
-                meant = self.dense.run(batch_of_dense, start=self._dense_at, stop=cut.dense_stop, stream=meant)
+            elif self._left is not None:
+                self._left[rows] = after
+            meant = dense_streams[rows].to(after.device)
             self._add(moments, rows, batch, features * scale, *lacking(after, meant, gain))
         change, left = self._solve(moments)
         parts = torch.split(change, widths, dim=1)

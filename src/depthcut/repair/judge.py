@@ -43,11 +43,11 @@ class Judge:
         """The objective of a model. Costs a forward pass of it, and at first one of the dense model."""
         stream = DecoderStream(model, self._dense.architecture)
         batches = self.batches(stream)
-        return self.value(stream, batches, (stream.run(batch) for batch in batches))
+        return float(self.values(stream, batches, (stream.run(batch) for batch in batches)).mean())
 
     @torch.no_grad()
-    def value(self, stream: DecoderStream, batches: Sequence[Batch], finals: Iterable[torch.Tensor]) -> float:
-        """The objective of a model that was run already.
+    def values(self, stream: DecoderStream, batches: Sequence[Batch], finals: Iterable[torch.Tensor]) -> torch.Tensor:
+        """(positions,) float64, the objective at each position that counts of a model that was run already.
 
         Args:
             batches: of this model, from `batches`.
@@ -55,11 +55,11 @@ class Judge:
         """
         if not self._compared:
             self._compared = [self._dense_answer(batch) for batch in self.batches(self._dense)]
-        sums = torch.zeros(2, dtype=torch.float64)
+        found: list[torch.Tensor] = []
         for compared, batch, final in zip(self._compared, batches, finals, strict=True):
-            totals, counts = compared.compare(self._objective, self._dense, stream, batch, final)
-            sums += torch.stack([totals.sum(), counts.sum()])
-        return float(sums[0] / sums[1])
+            pieces = compared.values(self._objective, self._dense, stream, batch, final)
+            found += [values for _, values in pieces]
+        return torch.cat(found)
 
     def _dense_answer(self, batch: Batch) -> ComparedBatch:
         tokens = batch.token_mask

@@ -8,6 +8,9 @@ import torch
 
 from depthcut.types import InputError
 
+BLOCK = 192
+"""Columns of the inputs that are multiplied at a time with all that follow: what is left out mirrors the rest."""
+
 FITTED, HELD_OUT = 0, 1
 HELD_OUT_SHARE = 4
 SMALLEST_ENERGY = 1e-6
@@ -33,18 +36,16 @@ class Moments:
     Args:
         num_inputs: features of a token.
         num_targets: outputs that are regressed on them.
-        dtype: of the model that they come from. Where it has 16 bits the products of one call are taken in float32;
-            sums over calls are float64 always.
-        num_parts: of the text, whose sums are kept apart.
+        precise: take products in float64, and choose ridges in it, where the inputs are exact enough for it and the
+            ridges so small that they need it; else in float32. Sums over calls and the map are float64 always.
     """
 
-    def __init__(
-        self, num_inputs: int, num_targets: int, dtype: torch.dtype = torch.float32, num_parts: int = 2
-    ) -> None:
-        self._product_dtype = torch.float32 if dtype.itemsize == 2 else torch.float64
-        self._inputs = torch.zeros(num_parts, num_inputs, num_inputs, dtype=torch.float64)
-        self._products = torch.zeros(num_parts, num_inputs, num_targets, dtype=torch.float64)
-        self._energy = torch.zeros(num_parts, num_targets, dtype=torch.float64)
+    def __init__(self, num_inputs: int, num_targets: int, *, precise: bool = True) -> None:
+        self._product_dtype = torch.float64 if precise else torch.float32
+        # Of the inputs, which are symmetric, the blocks on and above the diagonal; `_whole` mirrors them.
+        self._inputs = torch.zeros(2, num_inputs, num_inputs, dtype=torch.float64)
+        self._products = torch.zeros(2, num_inputs, num_targets, dtype=torch.float64)
+        self._energy = torch.zeros(2, num_targets, dtype=torch.float64)
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, part: int) -> None:
         """Adds tokens.
@@ -53,13 +54,16 @@ class Moments:
             inputs: (tokens, inputs).
             targets: (tokens, targets).
             weights: (tokens,), how much each token counts.
-            part: which sums they go to; `solve` knows `FITTED` and `HELD_OUT`.
+            part: which sums they go to, `FITTED` or `HELD_OUT`.
         """
         inputs, targets, weights = (values.to("cpu", self._product_dtype) for values in (inputs, targets, weights))
-        weighted = inputs * weights[:, None]
-        self._inputs[part] += weighted.T @ inputs
-        self._products[part] += weighted.T @ targets
-        self._energy[part] += (targets.square() * weights[:, None]).double().sum(dim=0)
+        root = weights.sqrt()[:, None]
+        inputs, targets = inputs * root, targets * root
+        for begin in range(0, inputs.shape[1], BLOCK):
+            rows = slice(begin, begin + BLOCK)
+            self._inputs[part, rows, begin:] += inputs[:, rows].T @ inputs[:, begin:]
+        self._products[part] += inputs.T @ targets
+        self._energy[part] += targets.square().double().sum(dim=0)
 
     def add_sequences(
         self,
@@ -80,43 +84,48 @@ class Moments:
             chosen = counted & (held_out == (part == HELD_OUT)).to(counted.device)[:, None]
             self.add(inputs[chosen], targets[chosen], weights[chosen], part)
 
-    def fit(self, ridge: float, without: int) -> torch.Tensor:
-        """(targets, inputs) the map by ridge regression, for all targets alike, that all parts but one give."""
-        inputs = self.inputs - self._inputs[without]
-        products = self._products.sum(dim=0) - self._products[without]
-        return _solve(inputs, ridge * _penalty(inputs), products).T.contiguous()
-
     def solve(self, ridges: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """The map that predicts the targets, by ridge regression towards zero.
 
         Each input is penalised by the root of its energy, between a common penalty and one that knows no units of
-        measure; ridges are relative to the mean energy. Each output takes the ridge with the least error on the
-        held-out tokens, or stays zero where none helps there, and is then solved anew on all tokens.
+        measure; ridges are relative to the mean energy. Each output goes from the strongest ridge to weaker ones until
+        its error on the held-out tokens rises again, stays zero where that never falls, and is then solved anew on all
+        tokens.
 
         Returns:
             (targets, inputs) the map, and (targets,) the share of the held-out error that is left with it: at most 1.
         """
-        total = self._inputs.sum(dim=0)
-        energy = total.diagonal()
-        penalty = _penalty(total)
+        penalty = _penalty(self.inputs)
         before = self._energy[HELD_OUT]
-        found = torch.zeros_like(self._products[FITTED])
-        least = before.clone()
-        chosen = torch.full_like(before, -1, dtype=torch.long)
-        for index, ridge in enumerate(ridges):
-            # The fitted part is a part of the total, and so is the penalty that belongs to it.
-            share = self._inputs[FITTED].diagonal().sum() / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
-            tried = _solve(self._inputs[FITTED], ridge * share * penalty, self._products[FITTED])
-            fits = (tried * (self._inputs[HELD_OUT] @ tried - 2 * self._products[HELD_OUT])).sum(dim=0)
-            better = before + fits < least
-            least = torch.where(better, before + fits, least)
-            chosen[better] = index
-        for index in sorted(set(chosen.tolist()) - {-1}):
-            columns = chosen == index
-            products = self._products.sum(dim=0)[:, columns]
-            found[:, columns] = _solve(total, ridges[index] * penalty, products)
+        chosen, least = self._choose(ridges, penalty)
+        found, total = torch.zeros_like(self._products[FITTED]), self.inputs
+        for ridge in sorted(set(chosen.tolist()) - {0}):
+            columns = chosen == ridge
+            found[:, columns] = _solve(total, ridge * penalty, self._products.sum(dim=0)[:, columns])
         left = torch.where(before > 0, least.clamp_min(0) / before.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
         return found.T.contiguous(), left
+
+    def _choose(self, ridges: Sequence[float], penalty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(targets,) the best ridge of each, 0 where none helps, and the held-out error with it."""
+        fitted, held_out = (self._whole(part).to(self._product_dtype) for part in (FITTED, HELD_OUT))
+        fitted_products, held_out_products = self._products.to(self._product_dtype)
+        # The fitted part is a part of the total, and so is the penalty that belongs to it.
+        energies = self._inputs.diagonal(dim1=1, dim2=2).sum(dim=1)
+        share = energies[FITTED] / energies.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        penalty = (share * penalty).to(self._product_dtype)
+        least = self._energy[HELD_OUT].clone()
+        chosen = torch.zeros_like(least)
+        falls = torch.arange(len(least))
+        for ridge in sorted(ridges, reverse=True):
+            tried = _solve(fitted, ridge * penalty, fitted_products[:, falls])
+            fits = (tried * (held_out @ tried - 2 * held_out_products[:, falls])).double().sum(dim=0)
+            error = self._energy[HELD_OUT, falls] + fits
+            better = error < least[falls]
+            falls, error = falls[better], error[better]
+            least[falls], chosen[falls] = error, ridge
+            if not len(falls):
+                break
+        return chosen, least
 
     @staticmethod
     def bytes(num_inputs: int, num_targets: int) -> int:
@@ -126,12 +135,20 @@ class Moments:
     @property
     def inputs(self) -> torch.Tensor:
         """(inputs, inputs) second moments of the inputs over all tokens."""
-        return self._inputs.sum(dim=0)
+        return self._whole(FITTED) + self._whole(HELD_OUT)
+
+    def _whole(self, part: int) -> torch.Tensor:
+        """(inputs, inputs) second moments of the inputs over a part of the tokens; shares memory with the sums."""
+        sums = self._inputs[part]
+        for begin in range(0, len(sums), BLOCK):
+            rows, after = slice(begin, begin + BLOCK), slice(begin + BLOCK, None)
+            sums[after, rows] = sums[rows, after].T
+        return sums
 
     def share_left(self, matrix: torch.Tensor) -> float:
         """The share of the held-out error that a map, (targets, inputs), leaves."""
         before = float(self.energy.sum())
-        fits = matrix.T * (self._inputs[HELD_OUT] @ matrix.T - 2 * self._products[HELD_OUT])
+        fits = matrix.T * (self._whole(HELD_OUT) @ matrix.T - 2 * self._products[HELD_OUT])
         return (before + float(fits.sum())) / before if before else 1.0
 
     @property

@@ -4,8 +4,9 @@ that the pruned stream meets the dense stream again.
 Both models are run side by side, front to back, on text of which every fourth sequence is held out. For the kept
 sublayers about each removed run, from the last one before it on,
 
-1. the maps that read the stream are multiplied with the linear map that takes the normed pruned stream to the normed
-   dense one: what the sublayer reads is as near as a linear map can bring it to what it read before;
+1. right before and right behind the run, the maps that read the stream are multiplied with the linear map that takes
+   the normed pruned stream to the normed dense one: what the sublayer reads is as near as a linear map can bring it to
+   what it read before;
 2. the output projection is solved so that what it adds leads to the dense stream entering the next kept sublayer, by
    ridge regression of what is missing, with each token weighted by one over the squared length of its stream, since
    the norms that follow divide by that;
@@ -15,7 +16,7 @@ sublayers about each removed run, from the last one before it on,
 How strongly each output channel is held to its old weight is decided on the held-out tokens (`moments.py`), also that
 it stays as it is. A stream that is nearer to the dense one does not always give an output that is: so each change is
 kept, whole or halved, only where the KL of the output falls on sequences that nothing was fitted to, and a removed run
-has been repaired when some sublayers in succession have nothing to give. `linear` is the special case of ReplaceMe
+has been repaired when some sublayers in succession have little to give. `linear` is the special case of ReplaceMe
 (arXiv 2505.02819, section 2.2): only before a removed window, and only a map of what the projection gave.
 """
 
@@ -39,19 +40,26 @@ from depthcut.types import InputError
 JUDGING_SHARE = 8
 """One sequence of the text in so many judges the changes, and is fitted to by none."""
 
+BEND = 4.0
+"""What bends the KL along a step is at most so many times the variance of the positions' gains, over the KL: 3.5 was the
+most of 42 steps that did not help (docs/log.md)."""
+
+RENEWS = 3.0
+"""A sublayer helps, and those after it are tried, where the KL falls by so many margins."""
+
 
 @dataclass(frozen=True)
 class Refit:
     """Output projections of the kept sublayers about each removed run, and what those after it read.
 
-    Costs about three forward passes of the decoder over the text, the moments, and for each change that is tried a part
+    Costs about two forward passes of the decoder over the text, the moments, and for each change that is tried a part
     of a forward pass over the sequences that judge. Ends where the last removed run has been repaired.
 
     Attributes:
-        reads: also multiply the maps that read the stream.
+        reads: also multiply the maps that read the stream in the sublayers right before and right behind a run.
         ahead: also solve the projection before the last one before a removed run for the stream after the run.
-        patience: sublayers in succession that may have nothing to give before a run counts as repaired.
-        steps: shares of a change that are tried, one after the other, until the KL falls.
+        patience: sublayers in succession that may have little to give before a run counts as repaired.
+        steps: shares of a change that are tried, one after the other, until the KL falls or cannot any more.
         margin: share of the KL by which it has to fall.
         ridges: strengths to choose from, relative to the mean energy of the inputs.
     """
@@ -79,16 +87,18 @@ class Refit:
             trial = _Trial(damage.judge("kl", judging), sweep.pruned, self.steps, self.margin)
             units: dict[str, float] = {}
             # What was removed before the first kept sublayer has none before it.
-            waits = self.patience if damage.dense.units[0] in damage.removed else 0
+            behind = damage.dense.units[0] in damage.removed
+            waits = self.patience if behind else 0
             for group, cut in sweep.groups():
                 waits = self.patience if group.before_removal else waits
-                helped = False
-                if waits and self.reads and group.after_removal:
-                    helped = trial.keeps(sweep.fit_reads(group), group)
+                gained = 0.0
+                if self.reads and group.after_removal and (behind or group.before_removal):
+                    gained = trial.keeps(sweep.fit_reads(group), group)
                 if self.ahead and cut and not group.before_removal:
                     change, left = sweep.fit_writes(group, widest=True, cut=cut)
                     if trial.keeps(change, group):
                         units.update(left)
+                behind = group.before_removal
                 if not waits:
                     if group.dense_stop > sweep.last_cut:
                         break
@@ -96,12 +106,12 @@ class Refit:
                     trial.advance(group)
                     continue
                 change, left = sweep.fit_writes(group, widest=True)
-                if trial.keeps(change, group):
-                    helped = True
+                by_writing = trial.keeps(change, group)
+                if by_writing:
                     units.update(left)
-                sweep.leave(group)
+                sweep.leave(group, changed=by_writing > 0)
                 trial.advance(group)
-                waits = self.patience if helped else waits - 1
+                waits = self.patience if gained + by_writing >= RENEWS else waits - 1
             return Repaired(sweep.pruned.model, units)
 
 
@@ -130,7 +140,7 @@ class LinearMap:
                     change, left = sweep.fit_writes(group, widest=False)
                     units.update(left)
                     change.make()
-                    sweep.leave(group)
+                    sweep.leave(group, changed=True)
                 else:
                     sweep.advance(group)
             return Repaired(sweep.pruned.model, units)
@@ -145,21 +155,31 @@ class _Trial:
         self._batches = judge.batches(pruned)
         self._streams = [batch.embedded for batch in self._batches]
         self._position = 0
-        self._least: float | None = None
+        self._least: torch.Tensor | None = None
 
-    def keeps(self, change: WeightChange, group: Group) -> bool:
-        """Makes a change, whole or in part, if the objective falls; else leaves the model as it is."""
+    def keeps(self, change: WeightChange, group: Group) -> float:
+        """Makes a change, whole or in part, if the objective falls; else leaves the model as it is.
+
+        Returns:
+            By how many margins it fell; 0 where the change was not made.
+        """
         self._run_to(group.pruned_start)
         if self._least is None:
-            self._least = self._value()
+            self._least = self._values()
+        margin = self._margin * float(self._least.mean())
+        longer: tuple[float, torch.Tensor] | None = None
         for step in self._steps if change.maps else ():
+            if longer is not None and _most_gain(step / longer[0], longer[1], self._least) <= margin:
+                break
             change.make(step)
-            value = self._value()
-            if value < (1 - self._margin) * self._least:
-                self._least = value
-                return True
+            values = self._values()
+            gain = self._least - values
+            if float(gain.mean()) > margin:
+                self._least = values
+                return float(gain.mean()) / margin
+            longer = step, gain
         change.unmake()
-        return False
+        return 0.0
 
     def advance(self, group: Group) -> None:
         """Goes on to where the next group begins."""
@@ -173,8 +193,22 @@ class _Trial:
         pairs = zip(self._batches, self._streams, strict=True)
         return self._pruned.run_together([Pass(batch, (), self._position, stop, stream) for batch, stream in pairs])
 
-    def _value(self) -> float:
-        return self._judge.value(self._pruned, self._batches, self._run(None))
+    def _values(self) -> torch.Tensor:
+        return self._judge.values(self._pruned, self._batches, self._run(None))
+
+
+def _most_gain(share: float, gain: torch.Tensor, before: torch.Tensor) -> float:
+    """The most that a share of a step may gain in the mean, from what the whole one did: it was too long, or led nowhere.
+
+    Along a step the KL is taken for a parabola, and what bends it is bounded by how differently the step treats positions.
+
+    Args:
+        gain: (positions,) of the whole step.
+        before: (positions,) the KL without it.
+    """
+    mean = float(gain.mean())
+    bend = BEND * float(gain.var(correction=0)) / float(before.mean())
+    return share * (mean + (1 - share) * bend)
 
 
 REPAIRS.register("refit", Refit, summary="projections solved anew, in closed form (the default)", source="ours")

@@ -41,8 +41,8 @@ JUDGING_SHARE = 8
 """One sequence of the text in so many judges the changes, and is fitted to by none."""
 
 BEND = 4.0
-"""What bends the KL along a step is at most so many times the variance of the positions' gains, over the KL: 3.5 was the
-most of 42 steps that did not help (docs/log.md)."""
+"""What bends the KL along a step is at most so many times the variance of the positions' gains over the KL: 3.5 was the
+most of 41 steps that did not help (docs/log.md)."""
 
 RENEWS = 3.0
 """A sublayer helps, and those after it are tried, where the KL falls by so many margins."""
@@ -198,9 +198,9 @@ class _Trial:
 
 
 def _most_gain(share: float, gain: torch.Tensor, before: torch.Tensor) -> float:
-    """The most that a share of a step may gain in the mean, from what the whole one did: it was too long, or led nowhere.
+    """The most that a share of a step may gain in the mean: the whole one was too long, or it led nowhere.
 
-    Along a step the KL is taken for a parabola, and what bends it is bounded by how differently the step treats positions.
+    Along a step the KL is taken for a parabola; what bends it is bounded by how differently the step treats positions.
 
     Args:
         gain: (positions,) of the whole step.

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -30,6 +28,7 @@ from depthcut.repair.projections import (
     reach,
     replace_matrix,
 )
+from depthcut.repair.rooms import Rooms
 from depthcut.types import Unit
 
 MOST_STREAMS = 5
@@ -108,29 +107,15 @@ class FrontToBack:
         self._held_out = held_out_sequences(len(samples.input_ids))
 
     def __enter__(self) -> FrontToBack:
-        self._scratch = TemporaryDirectory(ignore_cleanup_errors=True)
-        self._free: list[torch.Tensor] = []
-        self._num_streams = 0
+        self._rooms = Rooms(self.damage, MOST_STREAMS)
         self._dense_streams: dict[int, torch.Tensor] = {}
-        self._pruned_streams = self._room()
+        self._pruned_streams = self._rooms.take()
         self._left: torch.Tensor | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._free, self._dense_streams, self._pruned_streams, self._left
-        self._scratch.cleanup()
-
-    def _room(self) -> torch.Tensor:
-        """Room for a stream of all sequences; in a file where memory is too small for all of them."""
-        if self._free:
-            return self._free.pop()
-        self._num_streams += 1
-        dtype, width = self.dense.model.dtype, self.dense.model.config.get_text_config().hidden_size
-        shape = torch.Size((*self.damage.text.input_ids.shape, width))
-        if MOST_STREAMS * shape.numel() * dtype.itemsize <= self.damage.memory_budget:
-            return torch.empty(shape, dtype=dtype)
-        file = Path(self._scratch.name) / str(self._num_streams)
-        return torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype).view(shape)
+        del self._dense_streams, self._pruned_streams, self._left
+        self._rooms.close()
 
     def groups(self) -> Iterator[tuple[Group, Group | None]]:
         """Groups from the last but one before the first removed unit on, each with the next where that stands before a
@@ -151,7 +136,7 @@ class FrontToBack:
         if self.dense.architecture.parallel:
             begin -= begin % len(self.dense.architecture.branches)
         batches = list(self._batches(self.dense))
-        self._dense_streams[begin] = self._room()
+        self._dense_streams[begin] = self._rooms.take()
         for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
             part = [batches[place] for place in together]
             entering = self.dense.run_together([Pass(batch, stop=begin) for _, batch in part])
@@ -222,21 +207,21 @@ class FrontToBack:
         """
         self._dense_at(group.dense_stop)
         for position in [position for position in self._dense_streams if position < group.dense_stop]:
-            self._free.append(self._dense_streams.pop(position))
+            self._rooms.give_back(self._dense_streams.pop(position))
         if changed or self._left is None:
             for rows, batch in self._batches(self.pruned):
                 self._pruned_streams[rows] = self._run(group, rows, batch)
         else:
             self._pruned_streams, self._left = self._left, self._pruned_streams
         if self._left is not None:
-            self._free.append(self._left)
+            self._rooms.give_back(self._left)
             self._left = None
 
     def _dense_at(self, position: int) -> torch.Tensor:
         """The dense stream that enters a position; what is behind the next group is kept until that is left."""
         if position not in self._dense_streams:
             begin = max(start for start in self._dense_streams if start < position)
-            reached = self._room()
+            reached = self._rooms.take()
             for rows, batch in self._batches(self.dense):
                 entering = self._dense_streams[begin][rows].to(batch.embedded.device)
                 reached[rows] = self.dense.run(batch, start=begin, stop=position, stream=entering)
@@ -318,7 +303,7 @@ class FrontToBack:
         if cut is not None:
             dense_streams = self._dense_at(cut.dense_stop)
         elif self._left is None:
-            self._left = self._room()
+            self._left = self._rooms.take()
         for rows, batch in self._batches(self.pruned):
             entering = self._pruned_streams[rows].to(batch.embedded.device)
             with calls_of(projections, entering.shape[:-1]) as calls:

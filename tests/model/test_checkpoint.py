@@ -22,6 +22,7 @@ from depthcut.model.files import check_gguf, find_gguf
 from depthcut.model.load import resolve
 from depthcut.process.journal import Journal
 from depthcut.run.recipe import Recipe, read_options
+from depthcut.search.budget import StoredBytes
 from depthcut.types import InputError, Plan, Provenance, Step, Unit, UnitSize
 
 MUTATIONS = 60
@@ -198,7 +199,7 @@ def test_counts_of_many_digits(digits, option):
     def pose():
         recipe = Recipe.build(model="m", **given, **{option: value})
         recipe.check()
-        assert recipe.parsed_budget.of_weights(10, 2)
+        assert recipe.parsed_budget.of_weights(10, StoredBytes(20, 2))
 
     with suppress(InputError):
         pose()

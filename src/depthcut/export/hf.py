@@ -24,11 +24,14 @@ from transformers.utils import logging as transformers_logging
 from depthcut.export import EXPORTS, VerificationError
 from depthcut.export.companions import copy_model_files, write_tokenizer
 from depthcut.export.config_file import changed_entries, write_config
+from depthcut.export.stored import add_quantisation, write_config_file, write_weights
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
+from depthcut.model.checkpoint import read_config
 from depthcut.model.load import resolve
 from depthcut.model.paging import Pager, in_shards, pager_of, parts
 from depthcut.model.precision import in_written_dtype
 from depthcut.model.quantisation import quantisation
+from depthcut.model.stored import needs_unpacking, stored_model
 from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
 
 RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
@@ -51,13 +54,21 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     if is_marked(model.config):
         model_type = model.config.model_type.removeprefix(PRUNED_PREFIX)
         (folder / CODE_FILE).write_text(remote_code(model_type, find_architecture(model.config)), encoding="utf-8")
-    # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them; and
-    # how tensors were quantised on loading cannot be undone on saving.
-    stock = not is_marked(model.config) and quantisation(model.config) is None
-    with in_written_dtype(model):
-        with without_bars(), in_shards(model) as arguments:
-            model.save_pretrained(folder, save_original_format=stock, **arguments)
+    architecture = find_architecture(model.config)
+    stored = stored_model(model, architecture)
+    if stored is not None:
+        write_weights(stored, folder)
+        write_config_file(model, folder)
         write_config(model, folder)
+        add_quantisation(stored, architecture, folder)
+    else:
+        # A type of our own has none of the stock type's renamings of tensors, so names stay as the modules have them;
+        # and how tensors were quantised on loading cannot be undone on saving.
+        stock = not is_marked(model.config) and quantisation(model.config) is None
+        with in_written_dtype(model):
+            with without_bars(), in_shards(model) as arguments:
+                model.save_pretrained(folder, save_original_format=stock, **arguments)
+            write_config(model, folder)
     copy_model_files(model, folder)
 
 
@@ -119,6 +130,8 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, expected)
         # -P: the script's own folder must not shadow installed packages.
         trust = "trust" if is_marked(model.config) else "plain"
+        if needs_unpacking(read_config(folder).get("quantization_config") or {}, folder):
+            trust = "own"
         arguments = [str(folder), str(expected), str(model.dtype), str(model.device), trust]
         arguments.append("disk" if paged else "memory")
         command = [sys.executable, "-P", str(RELOAD_SCRIPT), *arguments]

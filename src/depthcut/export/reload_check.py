@@ -1,8 +1,9 @@
 """Run in a fresh process: loads a written model with plain transformers and says how it differs from what is expected.
 
-Nothing of depthcut is imported here, so that what holds here holds for every user of the directory.
-Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE plain|trust memory|disk; prints one line
-of JSON.
+Nothing of depthcut is imported here, so that what holds here holds for every user of the directory; only weights that
+plain transformers cannot dequantise are read by it (`own`).
+Usage: python -P reload_check.py DIRECTORY EXPECTED.safetensors DTYPE DEVICE plain|trust|own memory|disk; prints one
+line of JSON.
 """
 
 import json
@@ -14,24 +15,40 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+DEQUANTISED = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
+"""Ways of storing weights that transformers dequantises when it is asked to."""
+
 
 @torch.no_grad()
 def main(directory: str, expected_file: str, dtype: str, device: str, trust: str, weights: str) -> None:
     expected = load_file(expected_file)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust == "trust")
-    # Quantised weights are put where they stay, and not moved afterwards.
-    placed: dict[str, object] = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
+    stored = getattr(config, "quantization_config", None) or {}
+    placed: dict[str, object] = {}
+    if stored.get("quant_method") in DEQUANTISED:
+        # On a GPU with kernels for them, products would be rounded otherwise.
+        config.quantization_config = stored | {"dequantize": True}
+    elif stored:
+        # Quantised weights are put where they stay, and not moved afterwards.
+        placed = {"device_map": {"": device}}
     if weights == "disk":
         placed = {"device_map": {"": "disk"}, "offload_folder": tempfile.gettempdir()}
     nested = config.get_text_config(decoder=True) is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     loader = AutoModelForImageTextToText if nested else AutoModelForCausalLM
-    model, loading = loader.from_pretrained(
-        directory,
-        dtype=getattr(torch, dtype.removeprefix("torch.")),
-        output_loading_info=True,
-        trust_remote_code=trust == "trust",
-        **placed,
-    )
+    if trust == "own":
+        from depthcut.model.load import resolve
+
+        model = resolve(directory, dtype=dtype.removeprefix("torch.")).load_model(device)
+        loading: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": []}
+    else:
+        model, loading = loader.from_pretrained(
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype.removeprefix("torch.")),
+            output_loading_info=True,
+            trust_remote_code=trust == "trust",
+            **placed,
+        )
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # What was written is compared, not this kernel of bitsandbytes, which rounds products to bfloat16.

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, REFUSED
 from depthcut.model.files import named_path
 from depthcut.types import InputError, require_regular
@@ -30,6 +32,8 @@ LARGEST = (
 
 OPTIONAL = {*KEY_VALUE_HEADS, "head_dim"}
 """Sizes that may be null: they follow from others."""
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 MAX_CONFIG_BYTES = 1 << 24
 MAX_HEADER_BYTES = 100_000_000
@@ -130,6 +134,35 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
     return shapes
+
+
+def weights_in(folder: Path) -> bool:
+    """Whether a directory holds weights beside a configuration.
+
+    Raises:
+        InputError: there is no configuration, or a file of weights is damaged, missing or cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no model: it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:
+        try:
+            # safetensors says of any file that it cannot open that there is none.
+            with file.open("rb"), safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged ({error}); download or write the model again") from error
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror or error}; see to its permissions") from error
+    index = folder / WEIGHTS_INDEX
+    if index.is_file() and not (folder / WEIGHTS).is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{index} is no list of shards; download or write the model again") from error
+        if missing := sorted(shards - {file.name for file in weights}):
+            raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; download the model again")
+    return bool(weights)
 
 
 def require_shapes(folder: Path, stored: Mapping[str, tuple[int, ...]], made: Mapping[str, tuple[int, ...]]) -> None:

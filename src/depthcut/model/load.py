@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 import sys
@@ -20,7 +19,6 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -29,19 +27,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import find_architecture
 from depthcut.model.branches import Architecture
-from depthcut.model.checkpoint import check_directory, check_model, require_shapes, stored_shapes
+from depthcut.model.checkpoint import check_directory, check_model, require_shapes, stored_shapes, weights_in
 from depthcut.model.dequantise import dequantise
 from depthcut.model.device import chosen_device
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, named_path, packaged_file
 from depthcut.model.paging import Pager, take_weights
 from depthcut.model.precision import computing_dtype, write_in
 from depthcut.model.probe import know
-from depthcut.model.quantisation import quantisation, quiet, require_reader, settle
+from depthcut.model.quantisation import DEQUANTISED, quantisation, quiet, require_reader, settle
+from depthcut.model.stored import reading_config, remember
 from depthcut.model.sublayers import register
 from depthcut.model.units import empty_model, sizes_from_config
 from depthcut.model.wrappers import auto_class, decoder_config, num_blocks
@@ -59,6 +57,7 @@ class ModelSource:
         folder: directory with the files; of a hub model, at first only the small ones.
         gguf_file: file name in the folder, for a GGUF.
         has_weights: whether there are any, here or on the hub.
+        as_stored: whether kept tensors are written as the files store them, where that is quantised; else dequantised.
     """
 
     provenance: Provenance
@@ -70,6 +69,7 @@ class ModelSource:
     base_model: str | None = None
     license: str | None = None
     has_weights: bool = True
+    as_stored: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +88,7 @@ class ModelSource:
         """
         parameters = sizes_from_config(self.config, self.architecture, self.dtype).parameters
         dtype = computing_dtype(self.dtype, chosen_device(device), parameters, room_bytes)
-        if dtype == self.dtype or self.provenance.quantisation is not None:
+        if dtype == self.dtype or self.stays_quantised:
             return self
         names = {"dtype": dtype, "written_dtype": self.written_dtype}
         changed = {field: str(chosen).removeprefix("torch.") for field, chosen in names.items()}
@@ -99,9 +99,19 @@ class ModelSource:
         return replace(self, provenance=self.provenance.model_copy(update={"written_dtype": None}))
 
     @property
+    def is_dequantised(self) -> bool:
+        """Whether a directory's quantised weights are computed with dequantised."""
+        return not self.gguf_file and self.provenance.quantisation in DEQUANTISED
+
+    @property
+    def stays_quantised(self) -> bool:
+        """Whether a directory's quantised weights are computed with as they are."""
+        return not self.gguf_file and self.provenance.quantisation not in (None, *DEQUANTISED)
+
+    @property
     def weight_bytes(self) -> int:
         """What all weights take in memory; of those that stay quantised, what their files take."""
-        if self.provenance.quantisation is not None and not self.gguf_file:
+        if self.stays_quantised:
             return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
         return sizes_from_config(self.config, self.architecture, self.dtype).parameters * self.dtype.itemsize
 
@@ -135,7 +145,9 @@ class ModelSource:
         arguments = self._arguments()
         if self.provenance.format == "hub":
             _download(self.provenance.source, self.provenance.revision, ["*.safetensors"])
-        stored = None if self.gguf_file else self.provenance.quantisation
+        stored = self.provenance.quantisation if self.stays_quantised else None
+        if self.is_dequantised:
+            arguments["config"] = reading_config(self.config, self.folder)
         if pager is not None:
             return self._load_paged(pager, arguments, stored)
         if self.gguf_file:
@@ -162,7 +174,7 @@ class ModelSource:
         if stored is None:
             # Some devices make a tensor of each name while moving: tied weights become one again.
             model.to(device).tie_weights()
-            write_in(model, self.written_dtype)
+            self._settle_written(model)
         return model.eval()
 
     def _load_paged(self, pager: Pager, arguments: dict[str, Any], stored: str | None) -> PreTrainedModel:
@@ -191,7 +203,15 @@ class ModelSource:
         model.name_or_path = model.config.name_or_path = str(self._origin)
         self._require_all(found)
         self._follow_head(model)
+        self._settle_written(model)
         return model.eval()
+
+    def _settle_written(self, model: PreTrainedModel) -> None:
+        """Settles how a model will be written."""
+        if self.is_dequantised:
+            remember(model, self.architecture, self.folder, as_stored=self.as_stored)
+        if not (self.is_dequantised and self.as_stored):
+            write_in(model, self.written_dtype)
 
     def _follow_head(self, model: PreTrainedModel) -> None:
         """Takes a configuration's word that the head is the embedding back where the weights hold another head.
@@ -271,7 +291,7 @@ def resolve(
         check_model(name)
     elif kind == "hub" and (folder / "config.json").is_file():
         check_directory(folder)
-    has_weights = kind != "directory" or _has_weights(folder)
+    has_weights = kind != "directory" or weights_in(folder)
     if needs_weights and not has_weights:
         raise InputError(f"{folder} holds no safetensors weights; convert other formats first (pickles are not read)")
 
@@ -290,7 +310,7 @@ def resolve(
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
     if kind == "directory" and stored_as is None and has_weights:
         _require_tensors(folder, config)
-    if stored_as is not None:
+    if stored_as is not None and not gguf_file:
         require_reader(stored_as, f"the model {name}, stored as {stored_as},")
     computed = stored if dtype == "auto" else dtype
     # What was computed in 16 bits has no more to write.
@@ -309,7 +329,14 @@ def resolve(
         quantisation=stored_as,
     )
     source = ModelSource(
-        provenance, folder, gguf_file, config, architecture, trust_remote_code, has_weights=has_weights
+        provenance,
+        folder,
+        gguf_file,
+        config,
+        architecture,
+        trust_remote_code,
+        has_weights=has_weights,
+        as_stored=save_dtype == "auto",
     )
     if packaged:
         return replace(source, base_model=packaged.base_model, license=packaged.license)
@@ -336,35 +363,6 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
             f"no model {name!r}: it is no local directory or .gguf file, and the hub did not give it "
             f"({type(error).__name__}){hint} (packaged models: {known})"
         ) from error
-
-
-def _has_weights(folder: Path) -> bool:
-    """Whether a directory holds weights beside a configuration.
-
-    Raises:
-        InputError: there is no configuration, or a file of weights is damaged, missing or cannot be read.
-    """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no model: it has no config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    for file in weights:
-        try:
-            # safetensors says of any file that it cannot open that there is none.
-            with file.open("rb"), safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({error}); download or write the model again") from error
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror or error}; see to its permissions") from error
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file() and not (folder / SAFE_WEIGHTS_NAME).is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{index} is no list of shards; download or write the model again") from error
-        if missing := sorted(shards - {file.name for file in weights}):
-            raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; download the model again")
-    return bool(weights)
 
 
 @contextmanager

@@ -13,15 +13,36 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from depthcut.model.wrappers import decoder_config
 from depthcut.types import InputError
 
 BITSANDBYTES_FORMS = ("int8", "nf4", "fp4")
+
+COMPRESSED_TENSORS = "compressed-tensors"
+TORCHAO = "torchao"
+PACKAGES = dict.fromkeys(BITSANDBYTES_FORMS, ("bitsandbytes", "'depthcut[quantise]'")) | {
+    COMPRESSED_TENSORS: (COMPRESSED_TENSORS, "'depthcut[quantise]'"),
+    TORCHAO: (TORCHAO, TORCHAO),
+}
+"""Packages that reading a kind of storage takes, and what to install for it."""
+
+DEQUANTISED = ("fp8", "mxfp8", "mxfp4", "fbgemm_fp8", COMPRESSED_TENSORS, "gptq", "awq")
+"""Ways of storing weights that are computed with dequantised, and written as they were stored."""
+
+
+def quantisation_entries(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration says of quantisation; empty where weights are stored plainly."""
+    given = getattr(config, "quantization_config", None)
+    if given is None:
+        given = getattr(decoder_config(config), "quantization_config", None) or {}
+    return given if isinstance(given, dict) else dict(given.to_dict())
 
 
 def quantisation(config: PreTrainedConfig) -> str | None:
@@ -29,10 +50,13 @@ def quantisation(config: PreTrainedConfig) -> str | None:
 
     None where they are not quantised.
     """
-    given = getattr(config, "quantization_config", None)
-    if given is None:
+    return kind_of(quantisation_entries(config))
+
+
+def kind_of(entries: Mapping[str, Any]) -> str | None:
+    """What weights are stored as, by the entries of a `quantization_config`; see `quantisation`."""
+    if not entries:
         return None
-    entries = given if isinstance(given, dict) else given.to_dict()
     if entries.get("load_in_4bit"):
         return str(entries["bnb_4bit_quant_type"])
     if entries.get("load_in_8bit"):
@@ -42,13 +66,19 @@ def quantisation(config: PreTrainedConfig) -> str | None:
 
 
 def require_reader(stored: str, what: str) -> None:
-    """Raises InputError where the package that reads a kind of storage is missing.
+    """Raises InputError where a kind of storage is not known, or the package that reads it is missing.
 
     Args:
         what: subject of the sentence.
     """
-    if stored in BITSANDBYTES_FORMS and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"{what} needs the package bitsandbytes; run: pip install 'depthcut[quantise]'")
+    if stored not in (*BITSANDBYTES_FORMS, *DEQUANTISED, TORCHAO):
+        raise InputError(
+            f"{what} cannot be computed with: neither transformers nor depthcut dequantises that; give the model "
+            f"unquantised, or stored as {', '.join(DEQUANTISED)}, {TORCHAO} or by bitsandbytes"
+        )
+    package, install = PACKAGES.get(stored, ("", ""))
+    if package and importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise InputError(f"{what} needs the package {package}; run: pip install {install}")
 
 
 def require_unquantised(config: PreTrainedConfig, form: str) -> None:

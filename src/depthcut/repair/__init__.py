@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.calibration import Samples
 from depthcut.model.branches import Architecture
 from depthcut.model.precision import round_weights
-from depthcut.model.quantisation import quantisation
+from depthcut.model.quantisation import DEQUANTISED, quantisation
 from depthcut.model.stream import DecoderStream
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.registry import Registry
@@ -129,7 +129,7 @@ def check_repairs(chain: list[tuple[str, RepairMethod]], architecture: Architect
     """Raises InputError where a repair cannot be made on such a model; needs no weights."""
     stored = quantisation(config)
     for name, method in chain:
-        if stored is not None:
+        if stored is not None and stored not in DEQUANTISED:
             raise InputError(
                 f"the repair {name} makes weights anew and cannot write them into {stored} ones; repair the model "
                 f"before it is quantised: prune the unquantised one with --repair {name}, then depthcut export --to "

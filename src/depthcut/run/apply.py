@@ -13,7 +13,7 @@ from depthcut.results import read_repairs
 from depthcut.run.prune import Cut, carry_out
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
-from depthcut.run.session import find_model, load, prepare
+from depthcut.run.session import find_model, load, prepare, settle_storage
 from depthcut.run.write import require_other_folder
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Plan
@@ -39,7 +39,7 @@ def apply_plan(
         InputError: the plan is of another model, or has fewer steps.
     """
     check_output(output, overwrite=overwrite, resume=False)
-    source = find_model(recipe)
+    recipe, source = settle_storage(recipe, find_model(recipe))
     plan = find_plan(source)
     if num_steps is not None:
         plan = plan.applying(num_steps)
@@ -63,7 +63,7 @@ def repair_written(
     if output.resolve() == directory.resolve():
         raise InputError(f"the output {output} is the model that is repaired; choose another directory")
     check_output(output, overwrite=overwrite, resume=False)
-    source = find_model(recipe)
+    source = replace(find_model(recipe), as_stored=False)
     plan = Plan.from_file(directory / "plan.json")
     plan.require_made_for(source.provenance)
     written = resolve(str(directory), dtype=source.provenance.dtype)

@@ -19,7 +19,7 @@ from depthcut.run.plan import find_plan, find_rivals
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import check_division, repair
 from depthcut.run.result import Result
-from depthcut.run.session import PROBE_TOKENS, Loaded, find_model, load, pose_problem, prepare
+from depthcut.run.session import PROBE_TOKENS, Loaded, find_model, load, pose_problem, prepare, settle_storage
 from depthcut.run.write import (
     bytes_on_disk,
     require_other_folder,
@@ -64,7 +64,7 @@ def prune_model(
         check_division(recipe, ranks)
         if output is not None and ranks.is_first:
             check_output(output, overwrite=overwrite, resume=resume)
-        source = find_model(recipe)
+        recipe, source = settle_storage(recipe, find_model(recipe))
         problem = pose_problem(recipe, source)
         for form in recipe.export:
             EXPORTS.parse(form)[1].check(source.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,19 +19,21 @@ from depthcut.calibration import (
     sample_text,
 )
 from depthcut.evaluation.questions import Questions
+from depthcut.export.stored import lying_in
 from depthcut.importance import METRICS, check_metrics
 from depthcut.model.cache import cache_bytes
 from depthcut.model.device import check_device, chosen_device
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.paging import Pager
 from depthcut.model.proof import prove
+from depthcut.model.stored import block_index
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import ModelSizes, choose_units, sizes_from_config
 from depthcut.process.memory import Room, room_for_weights, share_out
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repair import check_repairs
 from depthcut.run.recipe import Recipe
-from depthcut.search.budget import Budget, Memory
+from depthcut.search.budget import Budget, Memory, StoredBytes
 from depthcut.search.problem import Problem
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
@@ -70,6 +72,27 @@ def find_model(recipe: Recipe, *, needs_weights: bool = True) -> ModelSource:
     return found
 
 
+def settle_storage(recipe: Recipe, source: ModelSource) -> tuple[Recipe, ModelSource]:
+    """What it means that weights are stored quantised: they stay so, unless a repair that is asked for makes new ones.
+
+    Returns:
+        The recipe, without the repair that is its default; and the source, written dequantised where a repair remains.
+    """
+    if not (source.is_dequantised or source.stays_quantised) or not recipe.repairs:
+        return recipe, source
+    if recipe.repair is None and source.as_stored:
+        further = (
+            "give --repair refit to write them dequantised" if source.is_dequantised else "repair before quantising"
+        )
+        print(
+            f"the weights are stored as {source.provenance.quantisation} and stay so, so nothing is repaired; "
+            f"{further}",
+            file=sys.stderr,
+        )
+        return recipe.model_copy(update={"repair": "none"}), source
+    return recipe, replace(source, as_stored=False)
+
+
 def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
     """The search's task.
 
@@ -102,13 +125,7 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
 
 def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
     """What has to go of this model; bytes are those of the written model's weights."""
-    budget, stored = recipe.parsed_budget, source.provenance.quantisation
-    if any(each.kind in ("bytes", "memory") for each in budget.all) and stored is not None and source.gguf_file is None:
-        raise InputError(
-            f"the weights of {source.provenance.name} are stored as {stored}, so that parameters differ in bytes; give "
-            "a share, such as --budget parameters=0.8"
-        )
-    return budget.of_weights(sizes.parameters, source.written_dtype.itemsize)
+    return recipe.parsed_budget.of_weights(sizes.parameters, _stored_bytes(source, sizes))
 
 
 def _memory(source: ModelSource, sizes: ModelSizes, budget: Budget) -> Memory | None:
@@ -121,11 +138,24 @@ def _memory(source: ModelSource, sizes: ModelSizes, budget: Budget) -> Memory | 
 
 def memory_of(source: ModelSource, sizes: ModelSizes, context: int, batch: int = 1) -> Memory:
     """What weights as they are written and the cache of some sequences take."""
-    item = source.written_dtype.itemsize
+    stored = _stored_bytes(source, sizes)
     written = sizes_from_config(source.config, source.architecture, source.written_dtype)
     cache = cache_bytes(source.config, source.architecture, written, context)
-    units = {unit: size.parameters * item + batch * cache[unit] for unit, size in sizes.units.items()}
-    return Memory((sizes.parameters - sum(size.parameters for size in sizes.units.values())) * item, units)
+    units = {unit: size.parameters * stored.of_unit + batch * cache[unit] for unit, size in sizes.units.items()}
+    of_units = sum(size.parameters for size in sizes.units.values())
+    return Memory(stored.total - of_units * stored.of_unit, units)
+
+
+def _stored_bytes(source: ModelSource, sizes: ModelSizes) -> StoredBytes:
+    """What the written model's weights take. Of those that stay quantised the files say it, the blocks' on average."""
+    of_units = sum(size.parameters for size in sizes.units.values())
+    if source.stays_quantised or (source.is_dequantised and source.as_stored):
+        lying = lying_in(source.folder)
+        total = sum(tensor.num_bytes for tensor in lying.values())
+        blocks = [lying[name].num_bytes for name in lying if block_index(source.architecture, name) is not None]
+        return StoredBytes(total, sum(blocks) / of_units)
+    itemsize = source.written_dtype.itemsize
+    return StoredBytes(sizes.parameters * itemsize, itemsize)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from depthcut.evaluation.compare import software
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.export.llama_cpp import misread
+from depthcut.model.checkpoint import read_config
 from depthcut.model.lineage import layer_map
 from depthcut.model.load import ModelSource
+from depthcut.model.quantisation import kind_of
+from depthcut.model.stored import stored_model
 from depthcut.report import Run, license_of, write_model_card, write_report
 from depthcut.results import Measurement, write_generation, write_measurements, write_repairs
 from depthcut.run.measure import about
@@ -60,6 +63,13 @@ def write_model(loaded: Loaded, plan: Plan, pruned: PreTrainedModel, folder: Pat
     """
     pruned.config.depthcut = origin(loaded.source, plan.removed)
     write_directory(pruned, loaded.tokenizer, folder)
+    source = loaded.source
+    if source.is_dequantised and source.as_stored and stored_model(pruned, source.architecture) is None:
+        print(
+            f"written dequantised in {source.provenance.dtype}: blocks that lack sublayers are read by a type of their "
+            f"own, which puts no experts together that are stored one by one as {source.provenance.quantisation}",
+            file=sys.stderr,
+        )
     verify_directory(folder, pruned, loaded.evaluation.input_ids[:1, :PROBE_TOKENS])
     if problem := misread(pruned.config):
         print(f"llama.cpp would not compute what this model does, since {problem}", file=sys.stderr)
@@ -104,6 +114,7 @@ def bytes_on_disk(source: ModelSource, folder: Path) -> tuple[Measurement, ...]:
     dense_files = [source.folder / source.gguf_file] if source.gguf_file else source.folder.glob("*.safetensors")
     written = str(source.written_dtype).removeprefix("torch.")
     stored = source.provenance.quantisation or written
+    of_written = kind_of(read_config(folder).get("quantization_config") or {})
     sizes = [
         Measurement(
             name="bytes_on_disk",
@@ -114,7 +125,7 @@ def bytes_on_disk(source: ModelSource, folder: Path) -> tuple[Measurement, ...]:
         )
         for model, files, dtype in (
             ("dense", dense_files, stored),
-            ("pruned", folder.glob("*.safetensors"), written if source.gguf_file else stored),
+            ("pruned", folder.glob("*.safetensors"), of_written or written),
         )
     ]
     return about(source, sizes)

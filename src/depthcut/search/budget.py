@@ -145,7 +145,7 @@ class Budget:
             return cls(kind, number, **counts)  # type: ignore[arg-type]
         raise InputError(f"budget {whole!r} is unknown: write {SPELLINGS}")
 
-    def of_weights(self, parameters: int, bytes_per_parameter: int) -> Budget:
+    def of_weights(self, parameters: int, stored: StoredBytes) -> Budget:
         """The same with bytes of weights as the share of parameters that fits into them.
 
         Raises:
@@ -153,20 +153,33 @@ class Budget:
         """
         if not any(each.kind == "bytes" for each in self.all):
             return self
-        first, *others = [_of_weights(each, parameters, bytes_per_parameter) for each in self.all]
+        first, *others = [_of_weights(each, parameters, stored) for each in self.all]
         return replace(first, also=tuple(others))
 
 
-def _of_weights(budget: Budget, parameters: int, bytes_per_parameter: int) -> Budget:
+@dataclass(frozen=True)
+class StoredBytes:
+    """What a model's weights take as they are written.
+
+    Attributes:
+        total: bytes of all.
+        of_unit: bytes of one parameter of a unit.
+    """
+
+    total: float
+    of_unit: float
+
+
+def _of_weights(budget: Budget, parameters: int, stored: StoredBytes) -> Budget:
     if budget.kind != "bytes":
         return budget
-    share = budget.amount / (parameters * bytes_per_parameter)
-    if share >= 1:
+    if budget.amount >= stored.total:
         raise InputError(
-            f"nothing has to go: the weights take {parameters * bytes_per_parameter / 1e9:.2f} GB "
-            f"({bytes_per_parameter} bytes a parameter), and the budget is {budget.amount / 1e9:.2f} GB; give less"
+            f"nothing has to go: the weights take {stored.total / 1e9:.2f} GB ({stored.total / parameters:.3g} bytes a "
+            f"parameter), and the budget is {budget.amount / 1e9:.2f} GB; give less"
         )
-    return Budget("parameters", share)
+    gone = (stored.total - budget.amount) / stored.of_unit
+    return Budget("parameters", 1 - gone / parameters)
 
 
 def parse_bytes(text: str, option: str) -> int:

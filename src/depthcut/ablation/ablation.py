@@ -1,4 +1,5 @@
-"""What the output loses without a set of units: the objective that searches minimise, at as little work as it takes.
+"""The objective that searches minimise: how much worse the output is without a set of units. Hidden states and results
+are kept, so that no unit runs without need.
 
 A set of removed units is evaluated against the dense model on the calibration text. Hidden states are kept for the set
 that is removed so far (the base), and a candidate is run only from where it differs from the base
@@ -95,12 +96,12 @@ class Ablation:
 
     @property
     def kept_bytes(self) -> int:
-        """What is in memory between evaluations."""
+        """Bytes held between evaluations: hidden states of the base, the dense model's stream and references."""
         compared = sum(kept.batch.embedded.nbytes + kept.kept_bytes for kept in self._compared.values())
         return self._cache.kept_bytes + compared
 
     def on_excerpts(self, fraction: float) -> Ablation:
-        """The same on a share of the text, with a journal in common: the first tokens of every sequence, joined.
+        """The objective on the first tokens of every sequence, joined; it writes to the same journal.
 
         Short pieces of many sequences tell candidates apart better than a few whole ones. Text with pads is cut to its
         first sequences instead.
@@ -119,7 +120,7 @@ class Ablation:
 
     @property
     def asked_unit_evaluations(self) -> int:
-        """What all that was asked for took to evaluate, now or by an earlier process that left it in the journal.
+        """Unit evaluations of all sets asked for, whether this process ran them or read their values from the journal.
 
         The same whether a run was interrupted or not. Running the base on to where candidates leave it is not counted.
         """
@@ -127,19 +128,19 @@ class Ablation:
 
     @property
     def candidate_evaluations(self) -> float:
-        """Sets evaluated so far by this process, in shares of the calibration text; those on excerpts of it too."""
+        """Sets that this process has evaluated, in passes over the calibration text; excerpts count by their length."""
         on_excerpts = (e.candidate_evaluations * len(e.samples.input_ids) for e in self._excerpts)
         return self._ledger.num_evaluated / self.num_batches + sum(on_excerpts) / len(self.samples.input_ids)
 
     @property
     def asked_candidate_evaluations(self) -> float:
-        """Sets that were asked for, in shares of the calibration text; the same whoever evaluated them, and when."""
+        """Sets asked for, in passes over the calibration text; the same for a search that was resumed or divided."""
         on_excerpts = (e.asked_candidate_evaluations * len(e.samples.input_ids) for e in self._excerpts)
         return len(self._ledger.asked) / self.num_batches + sum(on_excerpts) / len(self.samples.input_ids)
 
     @property
     def whole_unit_evaluations(self) -> int:
-        """What all that was asked for takes one process that keeps all hidden states, the dense pass included.
+        """Unit evaluations of the dense pass and all sets asked for, by one process with unlimited memory.
 
         The same whoever evaluated it, and however often the run was interrupted.
         """
@@ -184,7 +185,7 @@ class Ablation:
 
     @torch.no_grad()
     def ahead(self, keys: Iterable[Key]) -> None:
-        """Evaluates at one go what will be asked for set by set, so that several processes can divide it.
+        """Evaluates at once the sets that a search will ask for one by one, so that several processes can divide them.
 
         Each set is the base while it is evaluated: its neighbours should agree with it on a long start of the model.
         """
@@ -195,7 +196,7 @@ class Ablation:
     def _find_all(
         self, keys: Sequence[Key], advance: Callable[[float], None] = lambda _: None, *, each_as_base: bool = False
     ) -> None:
-        """Evaluates what is not known, this process its share, and learns what the others found.
+        """Evaluates this process's share of the unknown values, and gathers those of the other processes.
 
         Args:
             advance: called with the share of the work that was done since the last call.
@@ -222,18 +223,18 @@ class Ablation:
         self._ledger.count_asked(keys)
 
     def _in_order(self, sets: Sequence[Removed], batches: Sequence[int]) -> list[Key]:
-        """Batch by batch, and in the order of where sets leave the base, so that it is walked through once."""
+        """Sorted by batch, then by where a set first differs from the base, so that the base runs once a batch."""
         return [(removed, i) for i in batches for removed in sorted(dict.fromkeys(sets), key=self._cache.start)]
 
     def _count_walk(self, index: int, position: int) -> None:
-        """Counts what running a batch's base on to a position takes one process that keeps all hidden states."""
+        """Counts the units that run a batch's base up to a position, by one process with unlimited memory."""
         units = self.stream.units[self._reached[index] : position]
         rows = self._rows[index]
         self._ledger.walked_cost += (rows.stop - rows.start) * sum(unit not in self.base for unit in units)
         self._reached[index] = max(self._reached[index], position)
 
     def _find(self, removed: Removed, index: int) -> dict[str, Any]:
-        """Evaluates a set on a batch, unless this process did so before, and writes it down."""
+        """Evaluates a set on a batch and adds the value to the journal, unless this process has done so before."""
         return self._ledger.own_line((removed, index)) or self._write_down(removed, index, *self._run(removed, index))
 
     def _run(self, removed: Removed, index: int) -> tuple[torch.Tensor, int]:
@@ -241,7 +242,7 @@ class Ablation:
         return self._cache.run(removed, index)
 
     def _find_abreast(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
-        """Evaluates sets on batches block by block, all that fit into memory side by side."""
+        """Evaluates sets on batches side by side, block by block, as many at a time as fit into memory."""
         keys = [key for key in keys if self._ledger.own_line(key) is None]
         found = {}
         item_bytes = STREAMS_ABREAST * max((kept.batch.embedded.nbytes for kept in self._compared.values()), default=0)
@@ -283,7 +284,7 @@ class Ablation:
 
 
 def _not_finite(objective: str, stream: DecoderStream, batch: Batch, removed: Removed) -> InputError:
-    """What to say of a set whose value on a batch is NaN or infinite, which must never win: where that begins."""
+    """The error for a set whose objective is NaN or infinite; names the first unit whose output is not finite."""
     first: list[str] = []
 
     def look(unit: Unit | int, _: torch.Tensor, after: torch.Tensor) -> None:

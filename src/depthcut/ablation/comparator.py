@@ -12,7 +12,7 @@ from depthcut.model.stream import Batch, DecoderStream
 
 
 def predicting(tokens: torch.Tensor) -> torch.Tensor:
-    """The positions that are there and whose next token is, (sequences, length) bool like what is given."""
+    """(sequences, length) bool: the positions that hold a token and are followed by one."""
     return torch.nn.functional.pad(tokens[:, :-1] & tokens[:, 1:], (0, 1))
 
 
@@ -66,7 +66,7 @@ class ComparedBatch:
     def compare(
         self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of the objective over the positions that count, and how many those are: (sequences,) float64 each.
+        """Sums of the objective over the scored positions, and the number of those: (sequences,) float64 each.
 
         Args:
             dense: the dense model.
@@ -89,7 +89,7 @@ class ComparedBatch:
                 yield at[0], values[self.scored[at]].double().cpu()
 
     def _dense_references(self, objective: Objective, dense: DecoderStream) -> Iterable[Reference]:
-        """Piece by piece as `walk` comes to them."""
+        """One for each piece of `walk`, in its order."""
         if self._references:
             return self._references
         made = (objective.reference(logits) for _, logits in walk(dense, self.batch, self.dense_final))

@@ -21,7 +21,7 @@ class Division:
         return [index for index in range(self._num_batches) if self._ranks.index in self._sharing(index)]
 
     def share(self, missing: Sequence[Key], num_known: Mapping[int, int]) -> list[Key]:
-        """What this process evaluates of what nobody has.
+        """The missing values that this process evaluates.
 
         Args:
             num_known: sets that are known already, by batch: where sets come one by one, they still go round.

@@ -1,4 +1,4 @@
-"""What evaluations gave and cost: the memo, the journal behind it, and the counts that a plan reports."""
+"""Values of evaluated sets and their cost: in memory, in the journal, and as the counts that a plan reports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Ledger:
         return found
 
     def own_line(self, key: Key) -> dict[str, Any] | None:
-        """What an earlier process of this shard wrote, which the others do not know."""
+        """The journal line of an earlier process of this shard, whose value the other processes do not have yet."""
         return self._own.get(key)
 
     def write_down(self, key: Key, base: Removed, values: list[float], unit_evaluations: int) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Ledger:
         return line
 
     def learn(self, ranks: Ranks, num_missing: int, found: list[dict[str, Any]]) -> None:
-        """Takes in what every process found of the missing values."""
+        """Adds the missing values that each process found."""
         shares = ranks.gather((num_missing, found))
         assert {missing for missing, _ in shares} == {sum(len(lines) for _, lines in shares)}, "ranks are out of step"
         for _, lines in shares:

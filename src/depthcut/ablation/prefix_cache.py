@@ -81,7 +81,9 @@ class PrefixCache:
         return final, self.stream.unit_evaluations - before
 
     def entering(self, index: int, position: int) -> torch.Tensor:
-        """A batch's hidden states at a position of the base, run on from the nearest one before it that is kept."""
+        """A batch's hidden states entering a position of the base, computed from the nearest kept position before
+        it.
+        """
         batch, kept = self._batches[index], self._kept[index]
         nearest = max((known for known in kept if known <= position), default=0)
         states = kept.get(nearest, batch.embedded)
@@ -95,8 +97,9 @@ class PrefixCache:
         return states
 
     def run_abreast(self, keys: Sequence[Key]) -> list[torch.Tensor]:
-        """Hidden states of sets on batches before the final norm, block by block: the base goes ahead, and sets leave
-        it as it comes by."""
+        """Hidden states of sets on batches before the final norm. All run side by side, block by block; each set begins
+        at the base's hidden states where it first differs from the base.
+        """
         needed: dict[int, set[int]] = {}
         for removed, index in keys:
             needed.setdefault(index, set()).add(self.start(removed))
@@ -113,7 +116,7 @@ class PrefixCache:
         return finals
 
     def _run_of_base(self, index: int, positions: set[int]) -> list[Pass]:
-        """A run that leaves what enters these positions; none where all of it is kept."""
+        """The pass over the base that keeps the hidden states entering these positions; empty where all are kept."""
         kept = self._kept[index]
         missing = positions - kept.keys() - {0}
         if not missing:
@@ -125,7 +128,7 @@ class PrefixCache:
     def _keep_passing(
         self, index: int, positions: Collection[int], unit: Unit | int, _: torch.Tensor, after: torch.Tensor
     ) -> None:
-        """Keeps what enters some positions, and the grid's, as the base of a batch comes by."""
+        """A visitor: keeps the hidden states entering `positions` and the positions of the grid."""
         if isinstance(unit, int):
             position = (unit + 1) * self._per_block
         elif self.stream.architecture.parallel:

@@ -1,4 +1,4 @@
-"""The calibration text as an objective sees it: what is run together, which positions count, what has one value."""
+"""The calibration text of an objective: its batches, the positions that are scored, and what one value stands for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthcut.types import InputError
 
 
 class ObjectiveText(Protocol):
-    """Calibration text in batches. What has a value of its own is a sequence, or a question with all its answers.
+    """Calibration text in batches. The objective has one value a sequence, or one a question with all its answers.
 
     Attributes:
         rows: of each batch, which rows of the samples are run together.
@@ -127,7 +127,9 @@ class QuestionText:
 
 
 def _in_batches(whole: list[slice], batch_size: int) -> list[slice]:
-    """Joins neighbours, none of them parted, to batches of at least so many rows; the last may have fewer."""
+    """Joins neighbouring slices to batches of at least `batch_size` rows without dividing any; the last batch may have
+    fewer.
+    """
     batches: list[slice] = []
     begin = 0
     for rows in whole:

@@ -21,7 +21,7 @@ LINE_CHARACTERS = 40
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What sequences are of multiple-choice questions: one sequence an answer, those of a question together.
+    """Which sequences belong to which multiple-choice question: one sequence an answer, a question's answers adjacent.
 
     Attributes:
         scored: bool, num_samples x length; where the token that follows belongs to the answer.

@@ -135,7 +135,7 @@ def _with(
     found: dict[str, Any],
     attribute_map: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Entries of which the named ones become what is wanted, under the name that they have.
+    """Entries with the wanted values for `names`, each under the name or alias that the file uses.
 
     Args:
         found: what is read of the entries now; of parts that are configurations themselves only what differs changes.

@@ -1,4 +1,4 @@
-"""What llama.cpp knows of a model by its type and block count alone, so that a removal can make it compute otherwise.
+"""Properties that llama.cpp derives from a model's type and number of blocks; a removal can make it derive wrong ones.
 
 Its converter writes no list of which attentions slide, rotate or are linear for these types: the loader of each has a
 rhythm of its own. And it tells some models apart by how many blocks they have. Source: llama.cpp, `src/models/`, the

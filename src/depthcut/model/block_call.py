@@ -1,4 +1,4 @@
-"""Calls blocks as their model does: a block is given the stream and gives it back, whatever else goes in and comes out.
+"""Calls single blocks as their model does: stream in, stream out, with whatever else the family passes beside it.
 
 To everything else a stream is (sequences, length, width). Some families carry several streams side by side, in a tensor
 of four dimensions; some hand on more than the stream from block to block; and in some, later blocks read keys and
@@ -47,7 +47,7 @@ def bind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 
 
 def returned(architecture: Architecture, stream: torch.Tensor, given: dict[str, Any]) -> Any:
-    """What a block returns that passes on the stream, and what else it was given."""
+    """The output of a block that returns its stream unchanged, and hands on the carried values that it was given."""
     if architecture.block_outputs == 1:
         return stream
     carried = [given.get(name) for name in architecture.carried]
@@ -58,7 +58,7 @@ def returned(architecture: Architecture, stream: torch.Tensor, given: dict[str, 
 def blocks_replaced(
     architecture: Architecture, blocks: nn.ModuleList, run: Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
 ) -> Iterator[None]:
-    """While open, every block gives what `run` makes of the stream and of what else it is given, instead of its own."""
+    """While open, every block returns `run(stream, other arguments)` in place of its own output."""
 
     def replace(block: nn.Module) -> None:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -77,7 +77,9 @@ def blocks_replaced(
 
 
 def skip(architecture: Architecture, block: nn.Module) -> None:
-    """Has a block pass on the stream as it is, until its `forward` is taken away; what belongs before it still runs."""
+    """Makes a block return its stream unchanged, until its `forward` is deleted. The module of `entry_of` still
+    runs.
+    """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         stream, given = bind(block, args, kwargs)
@@ -89,7 +91,7 @@ def skip(architecture: Architecture, block: nn.Module) -> None:
 
 
 def entry_of(architecture: Architecture, block: nn.Module) -> nn.Module | None:
-    """What stands in the first block and belongs before it."""
+    """The module inside the first block that still belongs to the embedding; None where the family has none."""
     return getattr(block, architecture.entry, None) if architecture.entry else None
 
 
@@ -106,7 +108,7 @@ class BlockCaller:
         self._inner: torch.Size = torch.Size()
 
     def outer(self, native: torch.Tensor) -> torch.Tensor:
-        """A stream as everything else sees it: streams side by side become one that is as wide as all."""
+        """A model's own stream as (sequences, length, width): parallel streams are joined along the width."""
         if native.dim() == 3:
             return native
         side_by_side = native.movedim(0, 2) if self.architecture.streams_first else native
@@ -114,14 +116,14 @@ class BlockCaller:
         return side_by_side.flatten(2)
 
     def inner(self, stream: torch.Tensor) -> torch.Tensor:
-        """A stream as the model's blocks take it."""
+        """The inverse of `outer`: a stream in the shape that the model's blocks take."""
         if not self._inner:
             return stream
         side_by_side = stream.view(*stream.shape[:2], *self._inner)
         return side_by_side.movedim(2, 0) if self.architecture.streams_first else side_by_side
 
     def embed(self, native: torch.Tensor) -> torch.Tensor:
-        """The stream entering the blocks, of what the first block is given."""
+        """(sequences, length, width) the stream entering the blocks, from the first argument of the first block."""
         entry = entry_of(self.architecture, self.blocks[0])
         return self.outer(native if entry is None else entry(native))
 
@@ -157,7 +159,7 @@ class BlockCaller:
         units: Sequence[Unit],
         visit: Visitor | None,
     ) -> torch.Tensor:
-        """One block, which shows the stream around its units.
+        """Runs one block and calls `visit` with the stream before and after each of its units.
 
         Args:
             hidden: (sequences, length, hidden) entering the first of `units`.

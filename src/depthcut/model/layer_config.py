@@ -1,4 +1,4 @@
-"""Configuration that says something block by block, and what becomes of it when blocks leave.
+"""Configuration entries that have one value a block, and how they change when blocks are removed.
 
 Lists of one entry a block are cut to the entries of the kept sublayers; lists of indices and counts of leading blocks
 are counted anew; rules such as "every second block" become explicit lists where the modelling code reads such a list
@@ -139,7 +139,9 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
 
 
 def _same_quotient(factor: float, num_blocks: int, num_kept: int) -> float:
-    """What divided by the root of one number is, bit for bit, what another was divided by the root of another."""
+    """The factor for which factor / sqrt(num_kept) equals the old factor / sqrt(num_blocks), bit for bit where floats
+    allow it.
+    """
     wanted = factor / math.sqrt(num_blocks)
     found = wanted * math.sqrt(num_kept)
     near = [found, math.nextafter(found, math.inf), math.nextafter(found, -math.inf)]
@@ -147,7 +149,7 @@ def _same_quotient(factor: float, num_blocks: int, num_kept: int) -> float:
 
 
 def _where(packed: Sequence[PackedBlock], kind: str, of_kind: Callable[[int], object]) -> list[int]:
-    """Indices of the packed blocks whose sublayer came from a block for which something holds."""
+    """Indices of the packed blocks whose sublayer of a kind came from a dense block for which `of_kind` is true."""
     return [index for index, block in enumerate(packed) if of_kind(block.source(kind))]
 
 

@@ -1,4 +1,4 @@
-"""Models whose weights do not fit into memory: they stay in files, and what is computed with comes in for a while.
+"""Models whose weights do not fit into memory: they stay in files, and each layer is read when it runs.
 
 Every parameter is a view of its mapped file, which costs no memory until it is read, so that surgery, export and repair
 see the tensors of an ordinary model. When a part of a block runs, its weights are copied into memory first, and stay
@@ -150,7 +150,7 @@ class Pager:
             parameter.data = self._mapped[parameter]
 
     def _forget(self, key: int) -> None:
-        """What a parameter held that is gone."""
+        """Releases the memory that was counted for a deleted parameter."""
         self._resident.pop(key, None)
         self._held = sum(p.nbytes for known in self._resident.values() if (p := known()) is not None)
 
@@ -179,7 +179,7 @@ class Pager:
 
 
 def pager_of(model: nn.Module) -> Pager | None:
-    """What brings a model's weights into memory; None where they are there."""
+    """The pager of a model; None where its weights are in memory."""
     return next((_owners[parameter] for parameter in model.parameters() if parameter in _owners), None)
 
 

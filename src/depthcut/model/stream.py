@@ -66,9 +66,9 @@ class Pass:
     Attributes:
         removed: units that are left out.
         start: position in `units` to begin at, one that `entry` gives.
-        stop: position to stop at, the end where left out; like `start`, the first of a block for such families.
-        stream: (sequences, length, hidden) entering that position, or what gives it once runs before this one have come
-            there; the embedding where left out.
+        stop: position to stop at, by default the end; with parallel branches it must be the first of a block.
+        stream: (sequences, length, hidden) entering `start`, by default the embedding. A function is called when the
+            pass begins, and may return what an earlier pass of the list has reached by then.
         visit: sees the stream around every unit, the removed ones too (for them before = after).
     """
 
@@ -164,10 +164,10 @@ class DecoderStream:
         return self.run_together([Pass(batch, removed, start, stop, stream, visit)])[0]
 
     def run_together(self, runs: Sequence[Pass]) -> list[torch.Tensor]:
-        """Several passes side by side, block by block: where weights are paged, each is brought in once for all.
+        """Runs several passes together, block by block, so that paged weights are read once for all of them.
 
         Returns:
-            The stream that each run ends with, as `run` gives it.
+            By pass, the stream entering its `stop`, as `run` returns it.
         """
         per_block = len(self.architecture.branches)
         stops = [len(self.units) if run.stop is None else run.stop for run in runs]
@@ -185,7 +185,7 @@ class DecoderStream:
         return [_entering(run, stream) for run, stream in zip(runs, streams, strict=True)]
 
     def _run_layer(self, run: Pass, stop: int, layer: int, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
-        """What of a run lies in one block."""
+        """Runs the part of a pass that lies in one block."""
         per_block = len(self.architecture.branches)
         begin = layer * per_block
         units = self.units[begin : begin + per_block]
@@ -219,7 +219,8 @@ class DecoderStream:
         return input_ids.numel() * width * itemsize
 
     def together(self, num_items: int, item_bytes: int) -> Iterator[range]:
-        """Items, such as batches, that are run side by side: one after the other where weights are in memory.
+        """Divides items, such as batches, into groups that run side by side; where weights are in memory, one item a
+        group.
 
         Args:
             item_bytes: what running one keeps in memory.
@@ -237,7 +238,7 @@ class DecoderStream:
         visit: Visitor | None,
         beside: Beside,
     ) -> torch.Tensor:
-        """A block on a whole batch, or on parts of it once memory did not suffice for so many sequences.
+        """Runs a block on a whole batch, or on parts of it after memory has run out with that many sequences.
 
         Each part is what it is when run by itself: it may differ from the whole in the last bits.
 
@@ -294,7 +295,7 @@ class DecoderStream:
         return torch.cat(outputs)
 
     def _head(self) -> list[nn.Parameter]:
-        """What comes after the blocks."""
+        """Parameters of the final norm and the output head."""
         read_by_token = self.model.get_input_embeddings().weight
         before = set() if self.model.get_output_embeddings().weight is read_by_token else {id(read_by_token)}
         before |= {id(parameter) for block in self.blocks for parameter in block.parameters()}

@@ -1,4 +1,4 @@
-"""Finds how the blocks of a model hand on their stream, where what is inside of them is of no account.
+"""Finds how the blocks of a model pass the stream on, for families whose blocks are only removed whole.
 
 A block that maps a stream to a stream can be skipped, whatever it does; then the whole block is the unit. What has to
 be known of it is seen when the model itself runs: where the list of blocks is, that each block is given what the one
@@ -40,7 +40,7 @@ def block_list(model: PreTrainedModel, num_blocks: int) -> tuple[str, nn.ModuleL
 
 @torch.no_grad()
 def find_whole(model: PreTrainedModel, num_blocks: int) -> Architecture:
-    """The row of whole blocks that the calls of a model's blocks say; the engine has to prove it.
+    """The row of a family of whole blocks, inferred from one forward pass; `prove` has to confirm it.
 
     Args:
         model: in eval mode, of at least two blocks.
@@ -95,7 +95,7 @@ def _watch(
 
 
 def _carried(outputs: list[Any], given: list[tuple[torch.Tensor, dict[str, Any]]], count: int) -> tuple[str, ...]:
-    """By which names what a block gives after the stream is handed to the next."""
+    """Names of the parameters by which a block's outputs after the stream reach the next block."""
     names: list[str] = []
     for place in range(1, count):
         value = outputs[0][place]

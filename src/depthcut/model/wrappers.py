@@ -53,7 +53,7 @@ def blocks_of_wrapper(config: PreTrainedConfig) -> str:
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """What of transformers loads a model by its configuration, and builds one of it."""
+    """The Auto class of transformers that loads a model of this configuration."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     return AutoModelForImageTextToText if is_wrapper(config) else AutoModelForCausalLM

@@ -90,7 +90,7 @@ class RunEstimate:
         return self.held_bytes is None and self.memory_bytes(device) <= device.memory_bytes * num_devices
 
     def seconds(self, phase: Phase, device: DeviceProfile, num_devices: int = 1) -> float:
-        """What the slowest of arithmetic, memory and coming in takes."""
+        """Seconds of the slowest of arithmetic, memory traffic and reading weights in."""
         rates = [(phase.flops, device.flops_per_second), (phase.weights_read, device.memory_bytes_per_second)]
         if not self.fits(device, num_devices):
             rates.append((phase.sweeps * self.weight_bytes, device.host_bytes_per_second))
@@ -225,7 +225,7 @@ class _Run:
         )
 
     def pruned_bytes(self, removed: Collection[Unit] | None) -> float | None:
-        """Of the pruned model; where units of mean size go, if what goes is not known."""
+        """Bytes of the pruned model; with units of mean size removed, where the plan is not known."""
         sizes, problem = self.problem.sizes, self.problem
         parameter_bytes = self.weight_bytes / sizes.parameters
         if removed is not None:

@@ -1,4 +1,4 @@
-"""What a machine can run out of, told from the many ways in which libraries say it."""
+"""Recognises that memory or disk has run out, from the different errors that libraries raise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 def resource_error(error: BaseException, how_to_go_on: str = "give the command again") -> ResourceError | None:
-    """What to tell the user where an error says that something ran out; None where it says something else.
+    """The sentence for the user where an error means that memory or disk ran out; None for any other error.
 
     Args:
         how_to_go_on: what to do once there is more of it.

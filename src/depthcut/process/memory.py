@@ -41,7 +41,7 @@ def room_for_weights(budget: int | None) -> float:
 
 
 def share_out(budget: int | None, weight_bytes: int) -> Room:
-    """What a run may take of memory, by its budget or by what is free.
+    """How much memory a run may use, from its budget or from what is free.
 
     Args:
         budget: bytes for the whole process; where left out as much as is free.

@@ -172,7 +172,7 @@ def join() -> Ranks:
 
 
 def tells() -> bool:
-    """Whether this process is the first to ask: of an error that all ranks meet, one of them tells."""
+    """Whether this process is the first of the ranks to call it, so that an error of all ranks is printed once."""
     if not _joined.cache_info().currsize:
         return os.environ.get("RANK", "0") == "0"
     ranks, store = _joined()
@@ -220,7 +220,7 @@ def _joined() -> tuple[Ranks, Store | None]:
 
 
 def _agree_on_a_name(store: Store, index: int, count: int) -> str:
-    """A name that these very processes share and no earlier ones had.
+    """A random name, the same in all processes of this job.
 
     torchrun keeps its store over restarts, so what a rank finds there may be the address of one that is dead. Each rank
     leaves a word of its own, and goes by the first one's name only where that was given to this word.

@@ -118,8 +118,8 @@ class FrontToBack:
         self._rooms.close()
 
     def groups(self) -> Iterator[tuple[Group, Group | None]]:
-        """Groups from the last but one before the first removed unit on, each with the next where that stands before a
-        removed run; each must be left by one of the other methods.
+        """Yields the groups next to removed runs, in order; with a group, the following one where that stands directly
+        before a removed run, else None. The caller leaves each group by `advance` or `leave`.
         """
         found = list(self._find_groups())
         cuts = [group if group.before_removal else None for group in found[1:]] + [None]
@@ -247,7 +247,7 @@ class FrontToBack:
         return moments.solve(self.ridges)
 
     def fit_reads(self, group: Group) -> WeightChange:
-        """The maps that read the stream times one that takes the pruned reading to the dense one."""
+        """The maps that read the stream, each times the map from the pruned normed stream to the dense one."""
         maps: list[tuple[nn.Module, torch.Tensor]] = []
         dense_streams = self._dense_streams[min(self._dense_streams)]
         for unit in group.pruned:

@@ -1,4 +1,4 @@
-"""What a pruned model loses on held-out text: it decides what of a repair is kept."""
+"""The objective of a pruned model on held-out text; it decides whether a repair is kept."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def reach(added: torch.Tensor, written: torch.Tensor, gain: torch.Tensor) -> tor
 
 
 def lacking(after: torch.Tensor, meant: torch.Tensor, gain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What projections would have to write more for the stream to be as meant, and how much each token counts.
+    """What projections would have to add for the stream to equal the dense one, and the weight of each token in the
+    fit.
 
     Args:
         after: (sequences, length, hidden) the stream as it is.

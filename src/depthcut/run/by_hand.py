@@ -1,4 +1,4 @@
-"""Plans that no search made: units that are named, and plan files that hold nothing but steps."""
+"""Plans without a search: from named units, and from plan files that hold only steps."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def compare(
 
 
 def _session(model: PreTrainedModel, ids: Mapping[Use, Tensor], **options: Any) -> Session:
-    """What the stages of a run work on, made of a model that is there and token ids."""
+    """A session made of a model in memory and token ids."""
     source = source_of(model)
     recipe = Recipe.build(model=source.provenance.source, device=str(model.device), **options)
     stream = DecoderStream(model.eval(), source.architecture)

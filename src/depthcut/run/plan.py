@@ -121,7 +121,9 @@ def _with_estimates(table: ScoreTable, estimated: Sequence[Scores], folder: Path
 
 
 def _latency(loaded: Session, budget: Budget, folder: Path | None) -> Latency:
-    """What units cost in time; a resumed run goes on with what was measured at first, or its path would change."""
+    """Measured seconds of each kind of unit; a resumed run reads the first measurement, since another one may change
+    its path.
+    """
     file = folder / "latency.json" if folder else None
     if file is not None and file.is_file():
         return Latency.from_file(file)
@@ -144,7 +146,7 @@ def search_batch_size(recipe: Recipe, num_sequences: int) -> int:
 def make_ablation(
     loaded: Session, text: Samples, objective: str, journal: Path | None, ranks: Ranks = ALONE
 ) -> Ablation:
-    """What the output of a loaded session's model loses without units.
+    """The objective of a search on a session's model and text.
 
     Args:
         journal: file where every result is written down for a run that is killed; nowhere where left out.
@@ -191,7 +193,7 @@ def make_plan(recipe: Recipe, source: ModelSource, problem: Problem, scores: Sco
 
 
 def find_rivals(loaded: Session, problem: Problem, plan: Plan, scores: ScoreTable) -> dict[str, tuple[Unit, ...]]:
-    """What the methods to compare with remove, where the same share of parameters has to go."""
+    """By method to compare with, the units that it removes at the same share of the parameters."""
     # Next above, since a share that was rounded down would ask of them a unit more than the plan removes.
     left = math.nextafter(problem.sizes.parameters_without(plan.removed) / problem.sizes.parameters, 1)
     rivals = {}

@@ -129,7 +129,7 @@ def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
 
 
 def _memory(source: ModelSource, sizes: ModelSizes, budget: Budget) -> Memory | None:
-    """What the written model's units take while decoding, where the budget counts that."""
+    """Bytes of each unit while decoding, where the budget is one of memory."""
     for each in budget.all:
         if each.kind == "memory":
             return memory_of(source, sizes, each.context, each.batch)
@@ -137,7 +137,7 @@ def _memory(source: ModelSource, sizes: ModelSizes, budget: Budget) -> Memory | 
 
 
 def memory_of(source: ModelSource, sizes: ModelSizes, context: int, batch: int = 1) -> Memory:
-    """What weights as they are written and the cache of some sequences take."""
+    """Bytes of the written weights and of the cache of some sequences."""
     stored = _stored_bytes(source, sizes)
     written = sizes_from_config(source.config, source.architecture, source.written_dtype)
     cache = cache_bytes(source.config, source.architecture, written, context)
@@ -365,7 +365,7 @@ def _require_context(recipe: Recipe, source: ModelSource, uses: Collection[Use])
 
 @torch.no_grad()
 def _require_finite(stream: DecoderStream, input_ids: torch.Tensor) -> None:
-    """Looks for NaN first: the probe compares bit for bit, would take it for another architecture and say so.
+    """Raises InputError where a forward pass is not finite, before `prove`, which would blame the architecture for it.
 
     Raises:
         InputError: an activation or a logit is not finite.

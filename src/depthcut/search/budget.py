@@ -226,11 +226,11 @@ class Ceiling:
     excess: float
 
     def price(self, units: Collection[Unit]) -> float:
-        """How much of it these units hold."""
+        """The sum over these units."""
         return sum(self.prices[unit] for unit in units)
 
     def surplus(self, removed: Collection[Unit]) -> float:
-        """How much of it has still to go."""
+        """How much the sum over the kept units is above the limit."""
         return self.excess - self.price(removed)
 
 

@@ -114,7 +114,7 @@ class Greedy:
 
 @dataclass
 class _Estimate:
-    """What is believed of a candidate: the increase of the objective if it goes next.
+    """The estimated increase of the objective if a candidate is removed next.
 
     Attributes:
         looked: the round of the last look.

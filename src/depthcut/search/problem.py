@@ -1,4 +1,4 @@
-"""What a search is given: what may be removed, what is known about it, and when it is enough."""
+"""The input of a search: the units that may be removed, their sizes and scores, and the budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sweep`: quality after each removal of one path a method, healed or not, and where it collapses.
+"""`sweep`: quality after each removal of one path a method, repaired or not, and where it collapses.
 
 The curves of UIDL (arXiv 2403.17887, figures 1 and 3) and "A deeper look at depth pruning of LLMs" (arXiv 2407.16286,
 figures 2 and 3): every method's units leave in its own order, and every model on the way is measured on the same text.

@@ -68,7 +68,7 @@ GEMMA3_NAMES = PRE_NORM_NAMES | {
 
 @dataclass(frozen=True)
 class Family:
-    """How llama.cpp has a family.
+    """How llama.cpp names and lays out a family.
 
     Attributes:
         architecture: its name in a file of whole blocks.
@@ -93,7 +93,7 @@ GLOBAL_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": 
 
 
 def find_family(config: PreTrainedConfig) -> Family:
-    """How llama.cpp has the model's family.
+    """The row of the model's family in `GGUF_FAMILIES`.
 
     Raises:
         InputError: it is not written, or does something that llama.cpp's graph does not.

@@ -12,6 +12,7 @@ from depthcut.model.architectures import find_architecture
 from depthcut.model.cache import cache_bytes
 from depthcut.model.latency import cache_argument
 from depthcut.model.units import sizes_from_config
+from depthcut.preview.dry_run import preview
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, memory_of, pose_problem
 from depthcut.search.budget import Budget
@@ -131,3 +132,12 @@ def test_what_cannot_be_met_is_refused_before_any_work(folder):
         problem(folder, "memory=1GiB,context=16")
     with pytest.raises(InputError, match="all that may go are not enough"):
         problem(folder, "kv=0.4+parameters=0.01")
+
+
+def test_a_dry_run_tells_what_decoding_takes_at_contexts_up_to_the_models_own(folder):
+    recipe = Recipe.build(model=str(folder), method="deepest-first", **tiny.SHORT_RUN)
+    found = preview(recipe)
+    assert list(found.decoding_bytes) == [tiny.SHAPE["max_position_embeddings"]]
+    for context, (dense, pruned) in found.decoding_bytes.items():
+        assert dense == memory(folder, context).without(())
+        assert pruned == memory(folder, context).without(found.plan.removed) < dense

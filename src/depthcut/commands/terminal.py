@@ -101,6 +101,11 @@ def print_preview(found: Preview, recipe: Recipe) -> None:
     about = "" if plan else "about "
     after = "what the ceiling leaves" if expected.pruned_bytes is None else f"{about}{_bytes(expected.pruned_bytes)}"
     print(f"weights     {_bytes(expected.weight_bytes)} -> {after}, which the output takes")
+    decoding = [
+        f"{_bytes(dense)}{'' if pruned is None else f' -> {_bytes(pruned)}'} at {context:,}"
+        for context, (dense, pruned) in found.decoding_bytes.items()
+    ]
+    print(f"decoding    weights and cache: {'; '.join(decoding)} tokens")
     _print(_phases(found, recipe))
     program = f", {_bytes(found.program_bytes)} of it Python and libraries" if found.program_bytes else ""
     device, several = found.device, f"{found.num_devices} x " if found.num_devices > 1 else ""

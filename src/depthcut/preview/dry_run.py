@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from depthcut.model.flops import ModelWork, measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model
+from depthcut.model.wrappers import decoder_config
 from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
 from depthcut.preview.estimate import RunEstimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import find_model, load, pose_problem, prepare
+from depthcut.run.session import find_model, load, memory_of, pose_problem, prepare
 from depthcut.search.problem import Problem
 from depthcut.types import Cost, InputError, Plan, Unit
+
+CONTEXTS = (1024, 8192, 32_768, 131_072)
+"""Tokens of one sequence at which a dry run tells what decoding takes."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Preview:
         plan: None where only a search could tell, or scores of weights that are not here.
         device: what the hours are for.
         program_bytes: what Python and the libraries take of the same memory.
+        decoding_bytes: by context in tokens, what weights and cache of the dense model and of the pruned one take; of
+            the pruned one None where the plan is not known.
     """
 
     source: ModelSource
@@ -35,6 +41,7 @@ class Preview:
     device: DeviceProfile
     num_devices: int
     program_bytes: int
+    decoding_bytes: dict[int, tuple[float, float | None]]
 
 
 def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1) -> Preview:
@@ -68,7 +75,17 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
             plan = find_plan(load(prepared), problem, None)[1]
     removed = plan.removed if plan else None
     expected = estimate_source(recipe, source, problem, work, removed, on_accelerator=device.on_accelerator)
-    return Preview(source, problem, plan, expected, device, num_devices, program)
+    decoding = {}
+    for context in _contexts(source):
+        memory = memory_of(source, problem.sizes, context)
+        decoding[context] = (memory.without(()), None if removed is None else memory.without(removed))
+    return Preview(source, problem, plan, expected, device, num_devices, program, decoding)
+
+
+def _contexts(source: ModelSource) -> list[int]:
+    """Contexts that memory is told at: as long as the model's own, and shorter ones."""
+    longest = getattr(decoder_config(source.config), "max_position_embeddings", None) or CONTEXTS[-1]
+    return sorted({min(context, longest) for context in CONTEXTS})
 
 
 def estimate_source(

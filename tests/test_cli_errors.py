@@ -200,7 +200,7 @@ class TestModel:
     def test_family_that_transformers_does_not_know(self, prune_error, llama, tmp_path):
         folder = shutil.copytree(llama, tmp_path / "model")
         (folder / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
-        assert "cannot read the configuration of" in prune_error(model=folder)
+        assert "has no causal language model of that type; give another model" in prune_error(model=folder)
 
     def test_configuration_that_is_no_json(self, prune_error, llama, tmp_path):
         folder = shutil.copytree(llama, tmp_path / "model")

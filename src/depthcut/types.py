@@ -82,6 +82,7 @@ UnitField = Annotated[
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "pattern": r"^\d+\.(attn|ffn|mixer|block)$", "examples": ["17.attn"]}),
 ]
+UnitName = Annotated[str, Field(pattern=r"^\d+\.(attn|ffn|mixer)$")]
 Removal = tuple[UnitField, ...]
 """What leaves in one step: one unit, or the units of a block or pair."""
 
@@ -253,8 +254,8 @@ class UnitSize(Record):
             shorter than any sliding window; 0 for the other kinds.
     """
 
-    parameters: int
-    kv_bytes_per_token: int
+    parameters: int = Field(ge=0)
+    kv_bytes_per_token: int = Field(ge=0)
 
 
 class Latency(Record):
@@ -310,7 +311,7 @@ class Plan(Record):
     objective: str | None = None
     protected: tuple[UnitField, ...] = ()
     seed: int = 0
-    unit_sizes: dict[str, UnitSize] = {}
+    unit_sizes: dict[UnitName, UnitSize] = {}
     steps: tuple[Step, ...]
     cost: Cost = Cost()
 
@@ -358,6 +359,3 @@ class Plan(Record):
         for number, step in enumerate(self.steps, start=1):
             if step.objective is not None and not math.isfinite(step.objective):
                 raise InputError(f"step {number} of the plan has the objective {step.objective}; make the plan again")
-        for name, size in self.unit_sizes.items():
-            if size.parameters < 0 or size.kv_bytes_per_token < 0:
-                raise InputError(f"the plan gives {name} a negative size; leave unit_sizes out, or make the plan again")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from depthcut.process.journal import Journal
 from depthcut.process.ranks import Ranks
-from depthcut.types import Unit
+from depthcut.types import InputError, Unit
 
 Removed = frozenset[Unit]
 Key = tuple[Removed, int]
@@ -80,8 +81,21 @@ class Ledger:
             self.asked_cost += self._memo[key]["unit_evaluations"]
 
     def _by_key(self, lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
-        return {
-            (frozenset(map(Unit.parse, line["removed"] + line["candidate"])), line["batch"]): line
-            for line in lines
-            if line["text"] == self._text
-        }
+        """Results on this text by their key. Raises InputError where a line of the journal is no result."""
+        found = {}
+        for line in lines:
+            try:
+                if line["text"] != self._text:
+                    continue
+                key = frozenset(map(Unit.parse, line["removed"] + line["candidate"])), operator.index(line["batch"])
+                are_values = isinstance(line["values"], list) and all(
+                    isinstance(n, int | float) for n in line["values"]
+                )
+                if not are_values or operator.index(line["unit_evaluations"]) < 0:
+                    raise ValueError("no values")
+            except (LookupError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"the journal {self.journal.path} holds a line that is no result; --overwrite begins anew"
+                ) from error
+            found[key] = line
+        return found

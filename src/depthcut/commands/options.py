@@ -127,7 +127,8 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
         info = typer.Argument(help=field.description, callback=_checked)
     else:
         words = {"help": field.description, "rich_help_panel": about["panel"], "metavar": "|".join(choices) or None}
-        info = typer.Option(*flags, **words)
+        # The revision is eager, so that it is known when the model is looked at.
+        info = typer.Option(*flags, is_eager=name == "revision", **words)
     if isinstance(default, tuple):
         default = list(default) if about.get("separate") else ",".join(default)
     return inspect.Parameter(
@@ -153,9 +154,9 @@ def _place(parameter: inspect.Parameter) -> int:
     return PANELS.index(panels[0]) if panels and panels[0] in PANELS else -1
 
 
-def _checked(model: str) -> str:
+def _checked(context: typer.Context, model: str) -> str:
     """The model's name, once its configuration is known not to be in vain; before torch is imported."""
     from depthcut.model.checkpoint import check_model
 
-    check_model(model)
+    check_model(model, context.params.get("revision"))
     return model

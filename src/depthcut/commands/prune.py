@@ -80,10 +80,17 @@ def run(
     devices: Devices = None,
 ) -> None:
     """Run prune or a study from a recipe."""
-    from depthcut.recipes import find_recipe, load_recipe
+    from depthcut.model.checkpoint import check_model
+    from depthcut.recipes import find_recipe, load_recipe, recipe_options
+
+    path = find_recipe(recipe)
+    options = recipe_options(path, small=small)
+    if isinstance(model := options.get("model"), str):
+        check_model(model, str(options["revision"]) if options.get("revision") else None)
+
     from depthcut.studies.recipe import StudyRecipe
 
-    loaded = load_recipe(find_recipe(recipe), small=small)
+    loaded = load_recipe(path, small=small)
     if isinstance(loaded, StudyRecipe):
         if dry_run or push_to_hub:
             raise InputError("a study writes no model and has no plan to print; leave --dry-run and --push-to-hub out")

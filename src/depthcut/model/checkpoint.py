@@ -6,9 +6,12 @@ transformers is needed here, and no weight is read.
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import importlib.util
 import json
+import math
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, REFUSED
 from depthcut.model.files import named_path
+from depthcut.model.headers import TensorHeader, stored_tensors
+from depthcut.model.prediction import count_of
 from depthcut.types import InputError, require_regular
 
 BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -26,7 +31,7 @@ KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
 LARGEST = (
     dict.fromkeys(BLOCKS, 10_000)
     | dict.fromkeys((*HIDDEN, *HEADS, *KEY_VALUE_HEADS, "head_dim"), 1 << 24)
-    | {"vocab_size": 1 << 31}
+    | dict.fromkeys(("vocab_size", "max_position_embeddings"), 1 << 31)
 )
 """Far above what any model has, and few enough that an empty model of that size is made in no time."""
 
@@ -36,8 +41,9 @@ OPTIONAL = {*KEY_VALUE_HEADS, "head_dim"}
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 MAX_CONFIG_BYTES = 1 << 24
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format."""
+
+SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt", ".tiktoken"}
+"""Of the files in a directory that readers open."""
 
 ENCODER_DECODERS = frozenset(
     {"t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100", "longt5", "switch_transformers", "whisper"}
@@ -59,11 +65,26 @@ ENCODERS = frozenset(
 HEADS_OF_OTHER_TASKS = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$|Reward"
 )
+AROUND_BLOCKS = (
+    "model",
+    "language_model",
+    "text_model",
+    "transformer",
+    "gpt_neox",
+    "biogpt",
+    "backbone",
+    "decoder",
+)
+"""What the list of a decoder's blocks stands in."""
 OUTPUT_HEADS = ("lm_head.", "embed_out.", "output_projection.", "output.")
 
 
-def check_model(name: str) -> None:
-    """Checks what a user gives as a model; names that are no directory here are left to those who find them.
+def check_model(name: str, revision: str | None = None) -> None:
+    """Checks what a user gives as a model; names that lead to nothing here are left to those who find them.
+
+    Args:
+        revision: of a hub model; one that lies in the local cache is looked at too, though only for what it is, since
+            the hub may have a newer one of its files.
 
     Raises:
         InputError: it is a directory that holds no model of a kind that depthcut prunes.
@@ -72,7 +93,21 @@ def check_model(name: str) -> None:
     if folder.is_dir() and (folder / "config.json").exists():
         check_directory(folder)
     elif folder.is_dir() and (folder / "adapter_config.json").is_file():
-        raise InputError(_adapter(folder))
+        raise InputError(adapter_refusal(folder))
+    elif not folder.exists() and (cached := _in_cache(name, revision)) is not None:
+        _check_kind(cached, name, read_config(cached))
+
+
+def _in_cache(name: str, revision: str | None) -> Path | None:
+    """Where a hub model's files lie here; None where they do not."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def check_directory(folder: Path) -> dict[str, Any]:
@@ -84,16 +119,24 @@ def check_directory(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no configuration, it says what cannot be, or it is of other weights or another kind of model.
     """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in SUFFIXES:
+            require_regular(path)
     entries = read_config(folder)
-    _check_kind(folder, entries)
-    nested = entries.get("text_config")
-    decoder: dict[str, Any] = nested if isinstance(nested, dict) else entries
+    _check_kind(folder, str(folder), entries)
+    decoder = decoder_entries(entries)
     _check_sizes(folder, decoder)
+    stored = stored_tensors(folder)
+    _check_num_blocks(folder, decoder, stored)
     if decoder is entries:
-        shapes = stored_shapes(folder)
-        _check_num_blocks(folder, entries, shapes)
-        _check_head(folder, entries, shapes)
+        _check_head(folder, entries, stored)
     return entries
+
+
+def decoder_entries(entries: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that says what the decoder is: all of it where there is nothing else."""
+    nested = entries.get("text_config")
+    return nested if isinstance(nested, dict) else entries
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -116,24 +159,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"cannot read the configuration of {folder}: config.json holds no JSON object; download it again"
         )
     return entries
-
-
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of every tensor in a directory's safetensors, from their headers alone.
-
-    A file whose header cannot be read is left out: reading the weights tells what is wrong with it.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        require_regular(path)
-        try:
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            continue
-    return shapes
 
 
 def weights_in(folder: Path) -> bool:
@@ -165,18 +190,18 @@ def weights_in(folder: Path) -> bool:
     return bool(weights)
 
 
-def require_shapes(folder: Path, stored: Mapping[str, tuple[int, ...]], made: Mapping[str, tuple[int, ...]]) -> None:
+def require_shapes(folder: Path, stored: Mapping[str, TensorHeader], made: Mapping[str, tuple[int, ...]]) -> None:
     """Raises InputError where a tensor of the files has another shape than the configuration gives it.
 
     Args:
-        stored: shape by name, from the files.
+        stored: by name, from the files.
         made: shape by name of the model that the configuration makes; names that only one side has are left alone.
     """
     for name, shape in made.items():
-        if name in stored and stored[name] != shape:
+        if name in stored and stored[name].shape != shape:
             raise InputError(
                 f"{folder / 'config.json'} is not of these weights: it makes {name} {_by(shape)}, and the files hold "
-                f"{_by(stored[name])}; download both again"
+                f"{_by(stored[name].shape)}; download both again"
             )
 
 
@@ -184,7 +209,7 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
-def _adapter(folder: Path) -> str:
+def adapter_refusal(folder: Path) -> str:
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -196,14 +221,16 @@ def _adapter(folder: Path) -> str:
     )
 
 
-def _check_kind(folder: Path, entries: Mapping[str, Any]) -> None:
-    """Raises InputError where the directory holds another kind of model than a decoder that predicts tokens."""
+def _check_kind(folder: Path, name: str, entries: Mapping[str, Any]) -> None:
+    """Raises InputError where the model is of another kind than a decoder that predicts tokens.
+
+    Args:
+        name: as the user knows it.
+    """
     path = folder / "config.json"
     model_type = entries.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise InputError(
-            f"{path} does not say what the model is: model_type is {_shown(model_type)}; download it again"
-        )
+        raise InputError(f"{path} does not say what the model is: model_type is {shown(model_type)}; download it again")
     kind = model_type.removeprefix(PRUNED_PREFIX)
     if kind in REFUSED:
         reason = REFUSED[kind]
@@ -211,18 +238,38 @@ def _check_kind(folder: Path, entries: Mapping[str, Any]) -> None:
         reason = "they have an encoder beside the decoder, and depthcut prunes decoders alone"
     elif kind in ENCODERS and entries.get("is_decoder") is not True:
         reason = "they are encoders, which predict no next token"
+    elif kind == model_type and kind not in FAMILIES and "auto_map" not in entries and not _is_known(kind):
+        reason = f"transformers {importlib.metadata.version('transformers')} has no causal language model of that type"
     else:
         reason = ""
     if reason:
         raise InputError(f"models of type {kind!r} cannot be pruned: {reason}; give another model")
     classes = entries.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise InputError(f"{path}: architectures is {_shown(classes)} and has to be a list of names; mend it")
+        raise InputError(f"{path}: architectures is {shown(classes)} and has to be a list of names; mend it")
     if classes and HEADS_OF_OTHER_TASKS.search(classes[0]):
         raise InputError(
-            f"{folder} holds a {classes[0]}, a model that classifies or rewards and has no head that predicts tokens; "
+            f"{name} is a {classes[0]}, a model that classifies or rewards and has no head that predicts tokens; "
             "give the causal language model that it was made from"
         )
+
+
+def _is_known(model_type: str) -> bool:
+    """Whether transformers predicts tokens with models of a type; also where its list is not where it was."""
+    return model_type in known_types() or not known_types()
+
+
+@functools.cache
+def known_types() -> frozenset[str]:
+    """Types of models that transformers predicts tokens with, read from its source: importing it takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    file = Path(spec.origin or "").parent / "models/auto/modeling_auto.py" if spec is not None else Path()
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = set[str]()
+    for name in ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"):
+        _, _, after = text.partition(f"\n{name} = ")
+        found |= set(re.findall(r'^ +\("([^"]+)", "', after.partition("\n)")[0], flags=re.MULTILINE))
+    return frozenset(found)
 
 
 def _check_sizes(folder: Path, decoder: Mapping[str, Any]) -> None:
@@ -238,7 +285,7 @@ def _check_sizes(folder: Path, decoder: Mapping[str, Any]) -> None:
             continue
         if not (is_count and 1 <= value <= largest):
             raise InputError(
-                f"{path}: {key} is {_shown(value)} and has to be a whole number from 1 to {largest}; mend it or "
+                f"{path}: {key} is {shown(value)} and has to be a whole number from 1 to {largest}; mend it or "
                 "download it again"
             )
     heads, shared = (
@@ -255,49 +302,57 @@ def _check_sizes(folder: Path, decoder: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path}: {heads} attention heads cannot share {shared} key-value heads; give a number that divides {heads}"
         )
+    rope = decoder.get("rope_parameters")
+    for holder in (decoder, *([rope] if isinstance(rope, dict) else [])):
+        theta = holder.get("rope_theta")
+        if isinstance(theta, int | float) and not (theta > 0 and math.isfinite(theta)):
+            raise InputError(f"{path}: rope_theta is {shown(theta)} and has to be a number above 0; mend it")
     num_blocks = next((decoder[key] for key in BLOCKS if key in decoder), None)
     kinds = decoder.get("layer_types")
     if num_blocks is not None and kinds is not None:
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-            raise InputError(f"{path}: layer_types is {_shown(kinds)} and has to be a list of names; mend it")
-        if len(kinds) != num_blocks:
+            raise InputError(f"{path}: layer_types is {shown(kinds)} and has to be a list of names; mend it")
+        # Some say there, too, what the layers behind the last block are; whether a family reads that, its class knows.
+        if len(kinds) not in (num_blocks, num_blocks + count_of(decoder)):
             cut = f"; keep the first {num_blocks}, which older readers take" if len(kinds) > num_blocks else "; mend it"
             raise InputError(f"{path}: layer_types has {len(kinds)} entries for {num_blocks} blocks{cut}")
 
 
-def _check_num_blocks(folder: Path, entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises InputError where the weights are of more or fewer blocks than the configuration says."""
-    model_type = entries["model_type"]
-    expected = next((entries[key] for key in BLOCKS if key in entries), None)
-    if model_type not in FAMILIES or expected is None:
+def _check_num_blocks(folder: Path, decoder: Mapping[str, Any], stored: Mapping[str, TensorHeader]) -> None:
+    """Raises InputError where the weights are of more or fewer blocks than the configuration says.
+
+    Args:
+        decoder: the decoder's part of the configuration.
+    """
+    expected = next((decoder[key] for key in BLOCKS if key in decoder), None)
+    if expected is None:
         return
-    name = FAMILIES[model_type].blocks.rpartition(".")[2]
-    pattern = re.compile(rf"(?:(?:model|transformer|gpt_neox|biogpt|backbone|decoder)\.)*{name}\.(\d+)\.")
-    found = {int(match[1]) for tensor in shapes if (match := pattern.match(tensor))}
+    family = FAMILIES.get(str(decoder.get("model_type")).removeprefix(PRUNED_PREFIX))
+    lists = [family.blocks.rpartition(".")[2]] if family else ["layers", "blocks", "h"]
+    pattern = re.compile(rf"(?:(?:{'|'.join(AROUND_BLOCKS)})\.)*(?:{'|'.join(lists)})\.(\d+)\.")
+    found = {int(match[1]) for tensor in stored if (match := pattern.match(tensor))}
     num_found = max(found, default=-1) + 1
-    # Heads that predict further tokens are stored behind the last block.
-    predicting = entries.get("num_nextn_predict_layers") or 0
-    most = expected + (predicting if isinstance(predicting, int) else 0)
-    if found and not expected <= num_found <= most:
+    # Layers that predict further tokens are stored behind the last block.
+    if found and not expected <= num_found <= expected + count_of(decoder):
         raise InputError(
             f"{folder / 'config.json'} is not of these weights: it says {expected} blocks, and the files hold "
             f"{num_found}; download both again"
         )
 
 
-def _check_head(folder: Path, entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_head(folder: Path, entries: Mapping[str, Any], stored: Mapping[str, TensorHeader]) -> None:
     """Raises InputError where the class has no head for tokens and the embedding is not said to be one."""
     classes = entries.get("architectures")
-    if not shapes or not classes or not classes[0].endswith("Model") or entries.get("tie_word_embeddings") is not False:
+    if not stored or not classes or not classes[0].endswith("Model") or entries.get("tie_word_embeddings") is not False:
         return
-    if not any(name.startswith(OUTPUT_HEADS) for name in shapes):
+    if not any(name.startswith(OUTPUT_HEADS) for name in stored):
         raise InputError(
             f"{folder} holds a {classes[0]}, an embedding or base model without a head that predicts tokens; give the "
             "causal language model that it was made from"
         )
 
 
-def _shown(value: object) -> str:
-    """A value of the file, short enough for a sentence."""
+def shown(value: object) -> str:
+    """A value of a configuration, short enough for a sentence."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from depthcut.model import prediction
 from depthcut.model.packing import PackedBlock
 from depthcut.types import InputError
 
@@ -21,18 +22,20 @@ FFN_LISTS = frozenset(
 )
 """Lists of one entry a block that the feed-forward part reads; every other belongs to what mixes tokens."""
 
-NOT_PER_LAYER = frozenset(
-    {
-        "architectures",
-        "attention_types",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "mtp_layers_block_type",
-        "time_step_limit",
-    }
+NOT_PER_LAYER = (
+    frozenset(
+        {
+            "architectures",
+            "attention_types",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "time_step_limit",
+        }
+    )
+    | prediction.LISTS
 )
 """Lists of a configuration whose length can equal the number of blocks only by chance."""
 
@@ -105,9 +108,6 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
             cut[name] = len(_where(packed, "attn", range(num_blocks - (value or 0), num_blocks).__contains__))
         elif name in LEADING_COUNTS:
             cut[name] = len(_where(packed, "ffn", range(value or 0).__contains__))
-        elif name == "num_nextn_predict_layers" and value:
-            # Heads that predict further tokens come after the last block; transformers does not load them.
-            cut[name] = 0
     if entries.get("decoder_sparse_step", 1) != 1:
         step, dense = entries["decoder_sparse_step"], set(entries.get("mlp_only_layers") or ())
         cut["mlp_only_layers"] = _where(packed, "ffn", lambda layer: layer in dense or (layer + 1) % step != 0)
@@ -124,6 +124,7 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
     if overrides:
         config.per_layer_config = None
     config.num_hidden_layers = len(packed)
+    without_prediction_layers(config)
     for name, value in cut.items():
         setattr(config, name, value)
     if overrides:
@@ -146,6 +147,13 @@ def _same_quotient(factor: float, num_blocks: int, num_kept: int) -> float:
     found = wanted * math.sqrt(num_kept)
     near = [found, math.nextafter(found, math.inf), math.nextafter(found, -math.inf)]
     return min(near, key=lambda value: abs(value / math.sqrt(num_kept) - wanted))
+
+
+def without_prediction_layers(config: PreTrainedConfig) -> None:
+    """Makes a configuration say, in place, that there are no layers that predict further tokens."""
+    for name in prediction.COUNTS:
+        if getattr(config, name, None):
+            setattr(config, name, 0)
 
 
 def _where(packed: Sequence[PackedBlock], kind: str, of_kind: Callable[[int], object]) -> list[int]:

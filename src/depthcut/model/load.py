@@ -6,19 +6,13 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,18 +21,30 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from depthcut.model.architectures import find_architecture
 from depthcut.model.branches import Architecture
-from depthcut.model.checkpoint import check_directory, check_model, require_shapes, stored_shapes, weights_in
+from depthcut.model.checkpoint import (
+    check_directory,
+    check_model,
+    decoder_entries,
+    read_config,
+    require_shapes,
+    weights_in,
+)
 from depthcut.model.dequantise import dequantise
 from depthcut.model.device import chosen_device
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, named_path, packaged_file
+from depthcut.model.folders import download, identifying_files
+from depthcut.model.headers import stored_tensors
+from depthcut.model.islands import remember_islands
+from depthcut.model.layer_config import without_prediction_layers
 from depthcut.model.paging import Pager, take_weights
 from depthcut.model.precision import computing_dtype, write_in
+from depthcut.model.prediction import PredictionLayers, find_prediction_layers
 from depthcut.model.probe import know
 from depthcut.model.quantisation import DEQUANTISED, quantisation, quiet, require_reader, settle
+from depthcut.model.reading import reading, reading_entries
 from depthcut.model.stored import reading_config, remember
 from depthcut.model.sublayers import register
 from depthcut.model.units import empty_model, sizes_from_config
@@ -58,6 +64,7 @@ class ModelSource:
         gguf_file: file name in the folder, for a GGUF.
         has_weights: whether there are any, here or on the hub.
         as_stored: whether kept tensors are written as the files store them, where that is quantised; else dequantised.
+        stored_dtype: what the configuration says that weights are stored in.
     """
 
     provenance: Provenance
@@ -70,6 +77,7 @@ class ModelSource:
     license: str | None = None
     has_weights: bool = True
     as_stored: bool = True
+    stored_dtype: str = "float32"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,8 +134,10 @@ class ModelSource:
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own tokenizer."""
-        with _reading(self.provenance.source, "tokenizer"):
+        with reading(self.provenance.source, "tokenizer"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, **self._arguments())
+            # Some settings are looked at only in use.
+            tokenizer("a")
         tokenizer.name_or_path = str(self._origin)
         return tokenizer
 
@@ -144,7 +154,7 @@ class ModelSource:
         device = chosen_device(device)
         arguments = self._arguments()
         if self.provenance.format == "hub":
-            _download(self.provenance.source, self.provenance.revision, ["*.safetensors"])
+            download(self.provenance.source, self.provenance.revision, ["*.safetensors"])
         stored = self.provenance.quantisation if self.stays_quantised else None
         if self.is_dequantised:
             arguments["config"] = reading_config(self.config, self.folder)
@@ -158,7 +168,7 @@ class ModelSource:
             quiet()
             # Quantised weights are put where they stay: not every kind can be moved afterwards.
             arguments["device_map"] = {"": device}
-        with _reading(self.provenance.source, "weights"):
+        with reading(self.provenance.source, "weights"):
             model, found = auto_class(self.config).from_pretrained(
                 self.folder, dtype=self.dtype, output_loading_info=True, **arguments
             )
@@ -175,6 +185,7 @@ class ModelSource:
             # Some devices make a tensor of each name while moving: tied weights become one again.
             model.to(device).tie_weights()
             self._settle_written(model)
+        self._leave_out_prediction_layers(model)
         return model.eval()
 
     def _load_paged(self, pager: Pager, arguments: dict[str, Any], stored: str | None) -> PreTrainedModel:
@@ -184,7 +195,7 @@ class ModelSource:
                 "block by block; give a larger --memory-budget"
             )
         folder = self.folder
-        with _reading(self.provenance.source, "weights"):
+        with reading(self.provenance.source, "weights"):
             if self.gguf_file:
                 folder = pager.scratch / "dequantised"
                 folder.mkdir()
@@ -204,14 +215,30 @@ class ModelSource:
         self._require_all(found)
         self._follow_head(model)
         self._settle_written(model)
+        self._leave_out_prediction_layers(model)
         return model.eval()
 
     def _settle_written(self, model: PreTrainedModel) -> None:
         """Settles how a model will be written."""
         if self.is_dequantised:
             remember(model, self.architecture, self.folder, as_stored=self.as_stored)
+        elif not self.gguf_file:
+            remember_islands(model, self.folder, getattr(torch, self.stored_dtype))
         if not (self.is_dequantised and self.as_stored):
             write_in(model, self.written_dtype)
+
+    def _leave_out_prediction_layers(self, model: PreTrainedModel) -> None:
+        if left_out := self.prediction_layers:
+            print(f"left out: {left_out}, which transformers does not load", file=sys.stderr)
+        without_prediction_layers(decoder_config(model.config))
+
+    @property
+    def prediction_layers(self) -> PredictionLayers | None:
+        """Layers behind the last block that files bring and that are left out; None where there are none."""
+        if self.gguf_file or not (self.folder / "config.json").is_file():
+            return None
+        entries = decoder_entries(read_config(self.folder))
+        return find_prediction_layers(entries, stored_tensors(self.folder), self.provenance.num_blocks)
 
     def _follow_head(self, model: PreTrainedModel) -> None:
         """Takes a configuration's word that the head is the embedding back where the weights hold another head.
@@ -285,7 +312,7 @@ def resolve(
         check_gguf(path)
     else:
         patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"] + (["*.py"] if trust_remote_code else [])
-        kind, folder, gguf_file = "hub", _download(name, revision, patterns), None
+        kind, folder, gguf_file = "hub", download(name, revision, patterns), None
         revision = folder.name
     if kind == "directory":
         check_model(name)
@@ -299,17 +326,19 @@ def resolve(
         raise InputError(f"{name} is no model of the hub and has no revision {revision!r}; leave the revision out")
     register()
     arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    with _reading(name, "configuration"):
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True, **arguments
-        )
+    read = partial(AutoConfig.from_pretrained, trust_remote_code=trust_remote_code, local_files_only=True, **arguments)
+    with reading(name, "configuration") if gguf_file else reading_entries(folder, read):
+        config = read(folder)
     if found := know(config):
         print(f"models of type {config.model_type!r} have no row; examined, and found: {found}", file=sys.stderr)
     architecture = find_architecture(config)
-    stored = "float32" if gguf_file else str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
+    stored = "float32" if gguf_file else _stored_dtype(folder, config)
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
-    if kind == "directory" and stored_as is None and has_weights:
-        _require_tensors(folder, config)
+    if not gguf_file:
+        with reading_entries(folder, lambda changed: _made_by(read(changed))):
+            made = _made_by(config)
+        if stored_as is None:
+            require_shapes(folder, stored_tensors(folder), made)
     if stored_as is not None and not gguf_file:
         require_reader(stored_as, f"the model {name}, stored as {stored_as},")
     computed = stored if dtype == "auto" else dtype
@@ -321,7 +350,7 @@ def resolve(
         source=name,
         format=kind,
         revision=revision if kind == "hub" else None,
-        digest=file_digest(_identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
+        digest=file_digest(identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
         model_type=config.model_type,
         num_blocks=num_blocks(config),
         dtype=computed,
@@ -337,60 +366,24 @@ def resolve(
         trust_remote_code,
         has_weights=has_weights,
         as_stored=save_dtype == "auto",
+        stored_dtype=stored,
     )
     if packaged:
         return replace(source, base_model=packaged.base_model, license=packaged.license)
     return replace(source, base_model=name if kind == "hub" else None)
 
 
-def _require_tensors(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises InputError where the files hold a tensor of another shape than the model that a configuration makes."""
-    with _reading(str(folder), "configuration"):
-        made = {name: tuple(tensor.shape) for name, tensor in empty_model(config, torch.float32).state_dict().items()}
-    require_shapes(folder, stored_shapes(folder), made)
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    known = ", ".join(PACKAGED_MODELS)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", name):
-        raise InputError(f"there is no model at {name!r}: give a hub id, a directory, a .gguf file, or one of {known}")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        near = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+def _stored_dtype(folder: Path, config: PreTrainedConfig) -> str:
+    """What a configuration says that the weights are stored in. Raises InputError where that is no precision."""
+    given = getattr(config, "dtype", None) or torch.float32
+    if not (isinstance(given, torch.dtype) and given.is_floating_point):
         raise InputError(
-            f"no model {name!r}: it is no local directory or .gguf file, and the hub did not give it "
-            f"({type(error).__name__}){hint} (packaged models: {known})"
-        ) from error
+            f"{folder / 'config.json'}: dtype is {str(given).removeprefix('torch.')}, in which no model is computed; "
+            "write float32, bfloat16 or float16 there"
+        )
+    return str(given).removeprefix("torch.")
 
 
-@contextmanager
-def _reading(name: str, what: str) -> Iterator[None]:
-    """Turns the many ways in which a damaged file can fail into one sentence; keeps the readers quiet."""
-    level = transformers_logging.get_verbosity()
-    of_accelerate = logging.getLogger("accelerate")
-    its_level = of_accelerate.level
-    of_accelerate.setLevel(logging.ERROR)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # Validators of configurations and readers of tokenizers raise whatever they like.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot read the {what} of {name}: {reason}") from error
-    finally:
-        transformers_logging.set_verbosity(level)
-        of_accelerate.setLevel(its_level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _identifying_files(folder: Path, kind: str, gguf_file: str | None) -> list[Path]:
-    """The files whose bytes tell models apart; a hub model is known by its commit and configuration."""
-    if gguf_file:
-        return [folder / gguf_file]
-    return [folder / "config.json", *(sorted(folder.glob("*.safetensors")) if kind == "directory" else ())]
+def _made_by(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shape by name of every tensor of the model that a configuration makes."""
+    return {name: tuple(tensor.shape) for name, tensor in empty_model(config, torch.float32).state_dict().items()}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from depthcut.model.islands import is_island, islands, stored_value
 from depthcut.model.paging import pager_of
 
 MEASURED_WIDTH = 512
@@ -77,7 +78,9 @@ def round_weights(model: nn.Module, but: Collection[nn.Parameter]) -> None:
         return
     left = set(map(id, but))
     for parameter in model.parameters():
-        if id(parameter) not in left and parameter.is_floating_point() and parameter.itemsize > dtype.itemsize:
+        if id(parameter) in left or is_island(parameter):
+            continue
+        if parameter.is_floating_point() and parameter.itemsize > dtype.itemsize:
             parameter.data = parameter.to(dtype).to(parameter.dtype)
 
 
@@ -85,13 +88,19 @@ def round_weights(model: nn.Module, but: Collection[nn.Parameter]) -> None:
 def in_written_dtype(model: nn.Module) -> Iterator[None]:
     """While open, a model's parameters are of the precision that it is written in.
 
-    What that cannot hold stays as it is: a few float32 tensors of a 16-bit checkpoint that were read in float32.
+    Islands are as they were stored, and what the precision cannot hold stays as it is.
     """
     dtype = getattr(model, WRITTEN, None)
-    before: list[tuple[nn.Parameter, torch.Tensor]] = []
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if (pager := pager_of(model)) is not None:
+        # What is held in memory would be put back later.
+        pager.let_all_go()
     try:
+        for tensor, stored in list(islands(model)):
+            before.append((tensor, tensor.data))
+            tensor.data = stored
         for parameter in model.parameters() if dtype is not None else ():
-            if parameter.is_floating_point() and parameter.dtype != dtype:
+            if parameter.is_floating_point() and parameter.dtype != dtype and stored_value(parameter) is None:
                 data = parameter.data
                 narrow = data.to(dtype)
                 if torch.equal(narrow.to(data.dtype), data):
@@ -99,5 +108,5 @@ def in_written_dtype(model: nn.Module) -> Iterator[None]:
                     parameter.data = narrow
         yield
     finally:
-        for parameter, data in before:
-            parameter.data = data
+        for tensor, data in before:
+            tensor.data = data

@@ -22,7 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from depthcut.model.branches import Architecture
-from depthcut.model.checkpoint import stored_shapes
+from depthcut.model.headers import stored_tensors
 from depthcut.model.packing import PackedBlock
 from depthcut.model.quantisation import kind_of, quantisation_entries
 from depthcut.model.sublayers import is_marked
@@ -62,7 +62,9 @@ def needs_unpacking(entries: Mapping[str, Any], folder: Path) -> bool:
     """
     stored = kind_of(entries)
     if stored == "fp8":
-        return _blocks_reach_over_edges(stored_shapes(folder), entries.get("weight_block_size"))
+        return _blocks_reach_over_edges(
+            {name: header.shape for name, header in stored_tensors(folder).items()}, entries.get("weight_block_size")
+        )
     return stored in ("gptq", "awq", "fbgemm_fp8")
 
 
@@ -89,7 +91,7 @@ def remember(model: PreTrainedModel, architecture: Architecture, folder: Path, *
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     tensors = model.state_dict(keep_vars=True)
     names: dict[str, list[str]] = {name: [] for name in tensors}
-    for stored in stored_shapes(folder):
+    for stored in stored_tensors(folder):
         module = stored.rpartition(".")[0]
         renamed = [
             rename_source_key(name, renamings, converters, model.base_model_prefix, tensors)[0]

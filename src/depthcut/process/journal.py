@@ -54,7 +54,7 @@ class Journal:
 
     def _open(self, path: Path) -> list[dict[str, Any]]:
         require_regular(path)
-        if not path.is_file() or "\n" not in path.read_text(encoding="utf-8"):
+        if not path.is_file() or b"\n" not in path.read_bytes():
             path.write_text(self._header + "\n", encoding="utf-8")
         unite(path)
         return self._parse(path, self._texts(path))
@@ -73,7 +73,10 @@ class Journal:
         lines = []
         for number, text in enumerate(texts, start=2):
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
+                if not isinstance(line, dict):
+                    raise ValueError("no JSON object")
+                lines.append(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"line {number} of {path} is damaged; --overwrite begins anew") from error
         return lines
@@ -110,7 +113,10 @@ def unite(path: Path) -> None:
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a journal, its header first; one that was cut off at the end is dropped, and told."""
-    *whole, cut_off = path.read_text(encoding="utf-8").split("\n")
+    try:
+        *whole, cut_off = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: it is not UTF-8 text; --overwrite begins anew") from error
     if cut_off:
         print(f"{path.name}: dropped its last line, which was cut off", file=sys.stderr)
     return whole

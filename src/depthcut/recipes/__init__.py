@@ -2,18 +2,24 @@
 
 A recipe file holds the options of `depthcut prune`, or `study: NAME` and those of a study. Its first comment says what
 it is, the next ones what it reproduces or serves, what it costs and what to expect. What stands under `small:` replaces
-options, so that the same run can be tried on a CPU in a minute or two.
+options, so that the same run can be tried on a CPU in a minute or two. Reading one imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from depthcut.registry import unknown_name
-from depthcut.run.recipe import Recipe, read_options
-from depthcut.studies.recipe import StudyRecipe
-from depthcut.types import InputError
+from depthcut.types import InputError, require_regular
+
+if TYPE_CHECKING:
+    from depthcut.run.recipe import Recipe
+    from depthcut.studies.recipe import StudyRecipe
 
 FOLDER = Path(__file__).parent
 SMALL = "small"
@@ -70,8 +76,28 @@ def find_recipe(name: str) -> Path:
     return known[name]
 
 
-def load_recipe(path: Path, *, small: bool = False) -> Recipe | StudyRecipe:
-    """Reads a recipe file, or its small variant.
+def read_options(path: Path) -> dict[str, object]:
+    """The lines of a recipe file.
+
+    Raises:
+        InputError: the file is missing, or is no YAML mapping.
+    """
+    require_regular(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise InputError(f"the recipe {path} is nested too deeply; write lines such as `model: smollm2`") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
+    return content
+
+
+def recipe_options(path: Path, *, small: bool = False) -> dict[str, object]:
+    """What a recipe file, or its small variant, sets.
 
     Raises:
         InputError: the file is missing or no recipe, or it has no small variant.
@@ -85,6 +111,19 @@ def load_recipe(path: Path, *, small: bool = False) -> Recipe | StudyRecipe:
             raise InputError(f"the recipe {path} has no small variant; leave --small out")
         options |= changes
         options = {name: value for name, value in options.items() if value is not None}
+    return options
+
+
+def load_recipe(path: Path, *, small: bool = False) -> Recipe | StudyRecipe:
+    """Reads a recipe file, or its small variant.
+
+    Raises:
+        InputError: the file is missing or no recipe, or it has no small variant.
+    """
+    from depthcut.run.recipe import Recipe
+    from depthcut.studies.recipe import StudyRecipe
+
+    options = recipe_options(path, small=small)
     return StudyRecipe.build(options) if "study" in options else Recipe.build(**options)
 
 

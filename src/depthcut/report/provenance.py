@@ -31,11 +31,22 @@ def provenance(
         ("Protected", ", ".join(str(unit) for unit in plan.protected)),
         ("Cost of the search", _cost_words(plan, measurements)),
         *(("Repair", _repair_words(repair)) for repair in repairs),
+        ("Left out", _left_out_words(measurements)),
         ("Evaluation", _distinct(m.data for m in measurements if m.name in ("perplexity", "kl_to_dense"))),
         ("Measured on", _distinct(measurement.device for measurement in measurements)),
         ("Software", ", ".join(f"{name} {version}" for name, version in software.items())),
     ]
     return [(term, text) for term, text in facts if text]
+
+
+def _left_out_words(measurements: Sequence[Measurement]) -> str:
+    counts = {row.model: int(row.value) for row in measurements if row.name == "prediction_layers"}
+    if counts.get("dense", 0) <= counts.get("pruned", 0):
+        return ""
+    return (
+        f"the layers behind the last block that predict further tokens (MTP; {counts['dense']} of them), which "
+        "transformers does not load and which were trained on what the last block of the dense model gives"
+    )
 
 
 _CANDIDATES = {

@@ -82,6 +82,7 @@ class _Quantity:
 _QUANTITIES = {
     "parameters": _Quantity("Parameters", "count", digits=4),
     "blocks": _Quantity("Blocks"),
+    "prediction_layers": _Quantity("Layers that predict further tokens (MTP)"),
     "bytes_on_disk": _Quantity("Size on disk", "bytes"),
     "kv_bytes_per_token": _Quantity("KV cache per token", "bytes"),
     "perplexity": _Quantity("Perplexity", digits=4),

@@ -22,6 +22,7 @@ from depthcut.run.result import Result
 from depthcut.run.session import PROBE_TOKENS, Loaded, find_model, load, pose_problem, prepare, settle_storage
 from depthcut.run.write import (
     bytes_on_disk,
+    left_out,
     require_other_folder,
     require_same_recipe,
     write_artefacts,
@@ -134,7 +135,7 @@ def carry_out(
     if folder is None:
         return result
     not_written = write_forms(loaded, pruned, folder, loaded.evaluation.input_ids[:1, :PROBE_TOKENS])
-    measurements = (*result.measurements, *bytes_on_disk(loaded.source, folder))
+    measurements = (*result.measurements, *left_out(loaded.source), *bytes_on_disk(loaded.source, folder))
     result = replace(result, measurements=measurements, not_written=not_written)
     write_artefacts(loaded, result, folder, command)
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Self
 
 import yaml
@@ -21,7 +20,7 @@ from depthcut.repair import REPAIRS, RepairMethod, parse_repairs
 from depthcut.run.options import Options
 from depthcut.search.budget import Budget, parse_bytes
 from depthcut.search.problem import SEARCHES, Search
-from depthcut.types import InputError, first_problem, require_regular
+from depthcut.types import InputError, first_problem
 
 REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, OBJECTIVES, REPAIRS, EXPORTS)
 """All that is chosen by name, with settings."""
@@ -31,26 +30,6 @@ SHORT_FORMS = ("metric", "objective", "swap", "max_forwards")
 
 PASSES_AT_MOST = 8
 """How often a training may go through its text."""
-
-
-def read_options(path: Path) -> dict[str, object]:
-    """The lines of a recipe file.
-
-    Raises:
-        InputError: the file is missing, or is no YAML mapping.
-    """
-    require_regular(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise InputError(f"the recipe {path} is nested too deeply; write lines such as `model: smollm2`") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"the recipe {path} is no YAML text: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"the recipe {path} is no list of options; write lines such as `model: smollm2`")
-    return content
 
 
 class Recipe(Options):

@@ -131,6 +131,16 @@ def bytes_on_disk(source: ModelSource, folder: Path) -> tuple[Measurement, ...]:
     return about(source, sizes)
 
 
+def left_out(source: ModelSource) -> tuple[Measurement, ...]:
+    """Layers of the source's files that the written model is without, though no search removed them."""
+    layers = source.prediction_layers
+    if layers is None:
+        return ()
+    counts = {"dense": layers.count, "pruned": 0}
+    rows = [Measurement(name="prediction_layers", value=n, unit="layers", model=model) for model, n in counts.items()]
+    return about(source, rows)
+
+
 def write_artefacts(loaded: Loaded, result: Result, folder: Path, command: str) -> None:
     """The plan, the results, the report and the model card."""
     result.plan.write(folder / "plan.json")

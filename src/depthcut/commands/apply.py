@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from depthcut.commands.options import Given, Output, Overwrite, PushToHub, takes
 from depthcut.commands.terminal import command_line, print_measurements, print_result
 from depthcut.commands.upload import require_token, upload
 from depthcut.run.options import EVALUATION, MODEL, REPAIR
-from depthcut.types import InputError, Plan
+from depthcut.types import InputError
 
 
 @takes(MODEL, EVALUATION, REPAIR, without=("compare",), defaults={"repair": "none"})
@@ -25,21 +24,26 @@ def apply(
     to: Annotated[
         str, typer.Option(help="hf, or gguf: prune a .gguf as it is, its tensors copied byte for byte, unmeasured.")
     ] = "hf",
+    imatrix: Annotated[
+        Path | None, typer.Option(help="With --to gguf: an importance matrix of the model, cut along with it.")
+    ] = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
     """Apply a plan that was found before, or its first steps."""
     if to != "hf":
-        _apply_to_gguf(context, to, options["model"], plan_file, output_dir, steps, overwrite)
+        _apply_to_gguf(context, to, options["model"], plan_file, output_dir, steps, imatrix, overwrite)
         return
+    if imatrix is not None:
+        raise InputError("an importance matrix is llama.cpp's; give --to gguf, or leave --imatrix out")
     from depthcut.run.apply import apply_plan
-    from depthcut.run.by_hand import read_plan
+    from depthcut.run.plan_file import read_plan
     from depthcut.run.recipe import Recipe
 
     require_token(push_to_hub)
     result = apply_plan(
         Recipe.build(**options),
-        partial(read_plan, plan_file),
+        lambda source: read_plan(plan_file, source.provenance, len(source.architecture.branches)),
         output_dir,
         num_steps=steps,
         overwrite=overwrite,
@@ -50,17 +54,24 @@ def apply(
 
 
 def _apply_to_gguf(
-    context: typer.Context, to: str, model: str, plan_file: Path, output: Path, steps: int | None, overwrite: bool
+    context: typer.Context,
+    to: str,
+    model: str,
+    plan_file: Path,
+    output: Path,
+    steps: int | None,
+    imatrix: Path | None,
+    overwrite: bool,
 ) -> None:
     from depthcut.registry import unknown_name
     from depthcut.run.apply_gguf import apply_to_gguf
 
     if to != "gguf":
         raise InputError(unknown_name("form to apply a plan to", to, ["gguf", "hf"]))
-    for name in context.params.keys() - {"model", "plan_file", "output_dir", "steps", "to", "overwrite"}:
+    for name in context.params.keys() - {"model", "plan_file", "output_dir", "steps", "to", "imatrix", "overwrite"}:
         if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT":
             option = name.replace("_", "-")
             raise InputError(f"with --to gguf tensors are copied and nothing is measured, so leave --{option} out")
-    file, measurements = apply_to_gguf(model, Plan.from_file(plan_file), output, num_steps=steps, overwrite=overwrite)
+    file, measurements = apply_to_gguf(model, plan_file, output, num_steps=steps, imatrix=imatrix, overwrite=overwrite)
     print_measurements(measurements)
     print(f"\nkept tensors equal the source's byte for byte\nwritten to {file}")

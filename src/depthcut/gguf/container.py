@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -136,12 +137,14 @@ class StoredTensor:
     Attributes:
         dims: the fastest first.
         start: offset in the file.
+        file: the part that it lies in; None where there is one file.
     """
 
     name: str
     dims: tuple[int, ...]
     type: GGMLQuantizationType
     start: int
+    file: Path | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -171,7 +174,7 @@ class GgufFile:
 
     def pieces(self, tensor: StoredTensor) -> Iterator[bytes]:
         """The tensor's bytes in order, at most `PIECE_BYTES` at a time."""
-        with self.path.open("rb") as file:
+        with (tensor.file or self.path).open("rb") as file:
             file.seek(tensor.start)
             left = tensor.num_bytes
             while left:
@@ -182,8 +185,46 @@ class GgufFile:
                 yield piece
 
 
+FIRST_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+"""Ends the name of the first part of a GGUF that is split."""
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """The files of a GGUF, given its first.
+
+    Raises:
+        InputError: one is missing.
+    """
+    found = FIRST_PART.search(path.name)
+    if found is None:
+        return [path]
+    stem, count = path.name[: found.start()], int(found[1])
+    parts = [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise InputError(f"{path} is the first of {count} parts, and {part} is missing; download it")
+    return parts
+
+
+def read_model(path: Path) -> GgufFile:
+    """Reads what a GGUF holds, not the tensors; of one in parts (`-00001-of-00003`) all that lie beside the first.
+
+    Raises:
+        InputError: a part is missing, is no GGUF that can be read, or is damaged.
+    """
+    first = read_file(path)
+    tensors: dict[str, StoredTensor] = {}
+    parts = gguf_parts(path)
+    for part in parts if len(parts) > 1 else ():
+        tensors |= {name: replace(tensor, file=part) for name, tensor in read_file(part).tensors.items()}
+    if len(parts) > 1 and len(tensors) != first.get("split.tensors.count", len(tensors)):
+        raise InputError(f"the parts of {path} hold {len(tensors)} tensors, not all of them; download them again")
+    metadata = {key: value for key, value in first.metadata.items() if not key.startswith("split.")}
+    return GgufFile(path, metadata, tensors or first.tensors)
+
+
 def read_file(path: Path) -> GgufFile:
-    """Reads what a GGUF holds, not the tensors.
+    """Reads what one file holds, not the tensors.
 
     Raises:
         InputError: it is no GGUF that can be read, or it is damaged.

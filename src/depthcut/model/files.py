@@ -78,6 +78,10 @@ def named_path(name: str) -> Path:
     return path
 
 
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""Ends the names of the parts of a GGUF that is split."""
+
+
 def find_gguf(model: str) -> Path | None:
     """The GGUF that a name stands for: a `.gguf` file, or a packaged model; None where it stands for something else.
 
@@ -88,12 +92,16 @@ def find_gguf(model: str) -> Path | None:
     path = packaged_file(model, packaged) if packaged else named_path(model)
     if path.suffix != ".gguf":
         return None
-    check_gguf(path)
+    check_gguf(path, whole=False)
     return path
 
 
-def check_gguf(path: Path) -> None:
-    """Raises InputError where there is no file, its first bytes are not a GGUF's, or it is a part of one."""
+def check_gguf(path: Path, *, whole: bool = True) -> None:
+    """Raises InputError where there is no file, or its first bytes are not a GGUF's.
+
+    Args:
+        whole: whether a part of one is refused, too; else only one that is not the first.
+    """
     require_regular(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -102,10 +110,13 @@ def check_gguf(path: Path) -> None:
     magic = head[:4]
     if magic != b"GGUF":
         raise InputError(f"{path} is no GGUF file (it begins with {magic!r}); download it again")
-    if part := re.search(r"-(\d{5})-of-(\d{5})\.gguf$", path.name):
+    if part := PART.search(path.name):
+        first = f"{path.name[: part.start()]}-00001-of-{part[2]}.gguf"
+        if not whole and path.name == first:
+            return
         raise InputError(
-            f"{path} is part {int(part[1])} of {int(part[2])} of a GGUF; join the parts first with llama.cpp: "
-            f"llama-gguf-split --merge {path.name[: part.start()]}-00001-of-{part[2]}.gguf joined.gguf"
+            f"{path} is part {int(part[1])} of {int(part[2])} of a GGUF, which depthcut apply --to gguf reads by its "
+            f"first ({first}); to search, join them with llama.cpp: llama-gguf-split --merge {first} joined.gguf"
         )
     if len(head) == 16 and not any(head[8:]):
         raise InputError(

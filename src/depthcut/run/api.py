@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel
 
 from depthcut.run import on_model
 from depthcut.run.apply import apply_plan
-from depthcut.run.by_hand import read_plan
+from depthcut.run.plan_file import read_plan
 from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
@@ -102,7 +101,7 @@ def apply(
     recipe = Recipe.build(model=model, **({"repair": "none"} | options))
     return apply_plan(
         recipe,
-        partial(read_plan, Path(plan)),
+        lambda source: read_plan(Path(plan), source.provenance, len(source.architecture.branches)),
         Path(output),
         num_steps=steps,
         overwrite=overwrite,

@@ -30,13 +30,30 @@ from depthcut.export.gguf.layout import (
     rotated_order,
     window_period,
 )
+from depthcut.export.gguf.whole_blocks import cut_blocks, removed_blocks
 from depthcut.gguf.container import GgufFile, StoredTensor, Tensor, Value, read_file, write_file
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.packing import PackedBlock, check_units, is_dense, pack
 from depthcut.types import InputError, Unit
 
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "gemma3": "gemma3_text"}
-"""Architectures of files that can be copied, and their model type."""
+"""Architectures of which sublayers can go, and their model type; of all others whole blocks."""
+
+OTHER_TYPES = {
+    "command-r": "cohere",
+    "deepseek2": "deepseek_v3",
+    "gptneox": "gpt_neox",
+    "glm4moe": "glm4_moe",
+    "granitehybrid": "granitemoehybrid",
+    "lfm2moe": "lfm2_moe",
+    "llama4": "llama4_text",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "qwen3next": "qwen3_next",
+    "qwen35": "qwen3_5_text",
+    "starcoder": "gpt_bigcode",
+}
+"""Architectures that transformers calls by other names, and whose units are known by those."""
 
 GEMMA3_WINDOW_PERIOD = 6
 """What llama.cpp takes where a `gemma3` file says nothing."""
@@ -137,12 +154,11 @@ def plan_copy(source: GgufFile, removed: Collection[Unit]) -> Copy:
         InputError: the units are not of this model, or llama.cpp has no architecture for what would remain.
     """
     architecture_name = source.get("general.architecture")
-    if architecture_name not in MODEL_TYPES:
-        raise InputError(
-            f"{source.path} is of architecture {architecture_name!r}, and GGUF files are pruned in place for "
-            f"{', '.join(MODEL_TYPES)}; apply the plan without --to gguf to get a Hugging Face directory"
-        )
-    _require_plain(source, architecture_name)
+    _require_sound(source, architecture_name)
+    if architecture_name not in MODEL_TYPES or source.get(f"{architecture_name}.expert_count", 0):
+        rest = cut_blocks(source, removed_blocks(source, removed, unit_kinds(architecture_name)))
+        kept = {name: Origin(tensor) for name, tensor in rest.kept.items()}
+        return Copy(source, rest.metadata, kept, (), rest.num_blocks)
     num_blocks = int(source.get(f"{architecture_name}.block_count"))
     architecture = FAMILIES[MODEL_TYPES[architecture_name]]
     check_units(architecture, num_blocks, removed)
@@ -172,17 +188,23 @@ def plan_copy(source: GgufFile, removed: Collection[Unit]) -> Copy:
     return Copy(source, metadata, _kept(source, packed, heads if permuted else None), tuple(stubs), len(packed))
 
 
-def _require_plain(source: GgufFile, architecture: str) -> None:
-    """Raises InputError for what the format can hold and is not handled."""
-    if source.get("split.count", 0) > 1:
-        raise InputError(f"{source.path} is one part of several; join them first: llama-gguf-split --merge")
-    if source.get(f"{architecture}.expert_count", 0):
-        raise InputError(
-            f"{source.path} has experts, which are not pruned as GGUF; apply the plan without --to gguf to get a "
-            "Hugging Face directory"
-        )
-    for key in ("block_count", "embedding_length", "attention.head_count", "feed_forward_length"):
-        if f"{architecture}.{key}" not in source.metadata:
+def model_type(architecture: str) -> str:
+    """What transformers calls an architecture of llama.cpp, as far as is known."""
+    return MODEL_TYPES.get(architecture) or OTHER_TYPES.get(architecture, architecture.replace("-", "_"))
+
+
+def unit_kinds(architecture: str) -> tuple[str, ...]:
+    """The units that make up a block of an architecture of llama.cpp."""
+    family = FAMILIES.get(model_type(architecture))
+    return ("block",) if family is None else tuple(family.branches)
+
+
+def _require_sound(source: GgufFile, architecture: str) -> None:
+    """Raises InputError where the file is no model's, or lacks what all of its kind have."""
+    if source.get("general.type", "model") != "model" or f"{architecture}.block_count" not in source.metadata:
+        raise InputError(f"{source.path} holds no language model (general.type {source.get('general.type')!r})")
+    for key in ("embedding_length", "attention.head_count", "feed_forward_length"):
+        if architecture in MODEL_TYPES and f"{architecture}.{key}" not in source.metadata:
             raise InputError(f"{source.path} is damaged: it has no {architecture}.{key}")
 
 

@@ -136,6 +136,14 @@ def file_name(type_name: str | None) -> str:
     return f"model.{type_name.upper()}.gguf" if type_name else "model.gguf"
 
 
+def fitting_period(sliding: Sequence[bool]) -> int | None:
+    """The period p by which all attentions slide but those at p-1, 2p-1, ...; None where there is none."""
+    for period in range(2, len(sliding) + 2):
+        if all(slides == (layer % period < period - 1) for layer, slides in enumerate(sliding)):
+            return period
+    return None
+
+
 def window_period(sliding: Sequence[bool]) -> int:
     """The period p by which llama.cpp's `gemma3` says which attentions slide: all but those at p-1, 2p-1, ...
 
@@ -143,9 +151,9 @@ def window_period(sliding: Sequence[bool]) -> int:
         InputError: no period says it, and llama.cpp passes over a list, which other architectures may give; or none
             slides, which it does not survive.
     """
-    for period in range(2, len(sliding) + 2):
-        if all(slides == (layer % period < period - 1) for layer, slides in enumerate(sliding)):
-            return period
+    period = fitting_period(sliding)
+    if period is not None:
+        return period
     rhythm = "".join("s" if slides else "f" for slides in sliding)
     raise InputError(
         "llama.cpp's gemma3 only knows full attention after every so many sliding ones, and the kept attentions are "

@@ -1,37 +1,40 @@
 """`name,setting=value,...`: every setting of every method, repair and form is read, written and listed, also those of
 other distributions."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from depthcut.export import EXPORTS
 from depthcut.importance import METRICS
 from depthcut.registry import say, split_names
-from depthcut.repair import REPAIRS
 from depthcut.run.recipe import REGISTRIES, Recipe
 from depthcut.search.evolutionary import Evolutionary
 from depthcut.search.greedy import Greedy
 from depthcut.search.problem import SEARCHES
 from depthcut.types import InputError
 
+TESTS = Path(__file__).parent
 ENTRIES = [
-    pytest.param(registry, entry, id=f"{registry.kind} {entry.name}") for registry in REGISTRIES for entry in registry
+    pytest.param(registry, entry, id=f"{registry.kind} {entry.name}")
+    for registry in REGISTRIES.values()
+    for entry in registry
 ]
 
 PLUGIN = '''
-"""A search, a repair and a form of another distribution, each with a setting."""
+"""One of each kind in another distribution, with a setting."""
 from dataclasses import dataclass
-from typing import ClassVar
 
+from depthcut.ablation.objectives import OBJECTIVES
+from depthcut.ablation.objectives.js import JS
 from depthcut.export import EXPORTS
-from depthcut.importance import METRICS
 from depthcut.export.zeroed import Zeroed
-from depthcut.importance import METRICS
+from depthcut.importance import METRICS, TokenMetric
 from depthcut.repair import REPAIRS
-from depthcut.repair.emulate import Bias
+from depthcut.repair.refit import LinearMap
 from depthcut.search.problem import SEARCHES
 from depthcut.search.fixed_order import FixedOrder
 from depthcut.types import Step
@@ -48,11 +51,38 @@ class EveryOther(FixedOrder):
     stride: int = 2
 
     def path(self, problem):
-        return [Step(remove=each) for each in problem.candidates()[:: self.stride]]
+        candidates = problem.candidates()
+        return [Step(remove=each) for start in range(self.stride) for each in candidates[start :: self.stride]][:-1]
 
 @dataclass(frozen=True)
-class Half(Bias):
-    """A part of the mean.
+class Peak(TokenMetric):
+    """The largest change of a channel.
+
+    Attributes:
+        place: in order of size.
+    """
+
+    place: int = 1
+
+    def at_tokens(self, change):
+        return change.update.values.abs().topk(self.place, dim=-1).values[..., -1]
+
+@dataclass(frozen=True)
+class Weighted(JS):
+    """A multiple of js.
+
+    Attributes:
+        weight: the factor.
+    """
+
+    weight: float = 2.0
+
+    def at_positions(self, reference, pruned, targets):
+        return self.weight * super().at_positions(reference, pruned, targets)
+
+@dataclass(frozen=True)
+class Half(LinearMap):
+    """A part of the map.
 
     Attributes:
         part: how much of it.
@@ -71,26 +101,75 @@ class Marked(Zeroed):
     mark: str = "x"
 
 SEARCHES.register("every-other", EveryOther, summary="every other unit", source="another")
-REPAIRS.register("half", Half, summary="half of the mean", source="another")
+METRICS.register("peak", Peak, summary="largest change", source="another")
+OBJECTIVES.register("weighted-js", Weighted, summary="a multiple of js", source="another")
+REPAIRS.register("half", Half, summary="a part of the map", source="another")
 EXPORTS.register("marked", Marked, summary="zeroed and marked", source="another")
 '''
+NEW = {
+    "method": "every-other,stride=3",
+    "metric": "peak,place=2",
+    "objective": "weighted-js,weight=3.0",
+    "repair": "half,part=0.25",
+    "export": "marked,mark=y",
+}
 USES = """
-import sys
+import contextlib, io, json, sys
+import pytest
+import tiny
 from depthcut import cli
-from depthcut.export import EXPORTS
-from depthcut.importance import METRICS
 from depthcut.run.recipe import REGISTRIES, Recipe
-said = {"method": "every-other,stride=3", "repair": "half,part=0.25", "export": ("marked,mark=y",)}
-recipe = Recipe.build(model="x", remove="2", **said)
-recipe.check()
-print(recipe.build_search().stride, recipe.repairs[0][1].part, EXPORTS.parse(recipe.export[0])[1].mark)
-for name in ("every-other", "half", "marked"):
-    sys.argv = ["depthcut", "ls", name]
-    try:
-        cli.main()
-    except SystemExit:
-        pass
+
+new, folder = json.loads(sys.argv[1]), sys.argv[2]
+
+def depthcut(*words):
+    sys.argv = ["depthcut", *words]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            assert not ended.code, words
+    return printed.getvalue()
+
+everything = depthcut("ls").split()
+schema = json.loads(depthcut("schema"))["properties"]
+for option, text in new.items():
+    name, _, setting = text.partition(",")
+    word, _, value = setting.partition("=")
+    entry = REGISTRIES[option].find(name)
+    assert name in everything, "in ls"
+    assert f"  {name},{word}=" in depthcut("ls", name) and entry.settings()[word].meaning in depthcut("ls", name)
+    assert schema[option]["names"][name]["settings"][word]["description"] == entry.settings()[word].meaning
+    assert str(getattr(REGISTRIES[option].parse(text)[1], word)) == value, "in Python"
+
+# On the command line, in the recipe that it makes and in what is written.
+tiny.reload_in_process(pytest.MonkeyPatch())
+tiny.save(tiny.Path(folder) / "model")
+text = [folder + "/model", "--remove", "1", "--calibration-samples", "4", "--calibration-length", "16"]
+measured = ["--evaluation-samples", "2", "--evaluation-length", "16", "--no-speed", "--repair-samples", "4"]
+whole = [word for option in ("method", "export", "repair") for word in (f"--{option}", new[option])]
+whole += ["--compare", "one-shot,metric=peak,metric.place=2"]
+depthcut("prune", *text, *measured, *whole, "-o", folder + "/a")
+depthcut("search", *text, "--objective", new["objective"], "--unit", "block", "-o", folder + "/b")
+recipe = Recipe.build(**__import__("yaml").safe_load(open(folder + "/a/recipe.yaml")))
+assert recipe.method == new["method"] and recipe.build_search().stride == 3 and recipe.repairs[0][1].part == 0.25
+assert json.load(open(folder + "/a/repair.json"))[0]["settings"]["part"] == 0.25
+assert (tiny.Path(folder) / "a" / "marked" / "config.json").is_file()
+assert "peak,place=2" in open(folder + "/a/scores.json").read()
+assert json.load(open(folder + "/b/plan.json"))["objective"] == new["objective"]
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *CONTRACTS, "-k", " or ".join(NAMES)]))
 """
+LOADS = "from depthcut.search.problem import SEARCHES; list(SEARCHES)"
+CONTRACTS = [
+    "test_grammar.py::test_every_setting_is_said_and_reads_as_it_is_written",
+    "docs/test_docstrings.py",
+    "search/test_contract.py",
+    "importance/test_metrics.py",
+    "importance/test_objectives.py",
+    "repair/test_every_repair.py",
+    "export/test_every_form.py",
+]
 
 
 @pytest.mark.parametrize(("registry", "entry"), ENTRIES)
@@ -161,28 +240,29 @@ def test_ls_of_a_name_lists_its_settings_and_names_the_nearest(command):
     assert "unknown name 'evopres'; did you mean evopress?" in command("ls", "evopres", code=2)
 
 
-def distribution(folder, module, text):
-    """A folder on the path that says it is an installed distribution with one module for all entry points."""
+def distribution(folder, module, text, script, *words):
+    """Runs a script beside a folder that says it is an installed distribution, with one module for all entry points."""
     (folder / f"{module}.py").write_text(text)
     about = folder / f"{module}-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    groups = "".join(f"[{registry.group}]\nall = {module}\n" for registry in (SEARCHES, REPAIRS, EXPORTS))
+    groups = "".join(f"[{registry.group}]\nall = {module}\n" for registry in REGISTRIES.values())
     (about / "entry_points.txt").write_text(groups)
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(folder), str(TESTS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", USES], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, "-c", script, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS, check=False)
 
 
-def test_a_file_of_another_distribution_is_found_set_and_listed(tmp_path):
-    done = distribution(tmp_path, "another", PLUGIN)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 0.25 y\n")
-    for said in ("every-other,stride=2", "half,part=0.5", "marked,mark=x", "units from one removal to the next."):
-        assert said in done.stdout
+def test_one_file_of_another_distribution_is_in_every_place(tmp_path):
+    names = [text.split(",")[0] for text in NEW.values()]
+    script = f"CONTRACTS, NAMES = {CONTRACTS!r}, {names!r}\n{USES}"
+    done = distribution(tmp_path, "another", PLUGIN, script, json.dumps(NEW), str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "failed" not in done.stdout
 
 
 def test_a_distribution_that_cannot_be_loaded_is_named(tmp_path):
-    done = distribution(tmp_path, "broken", "import nothing_of_that_name\n")
+    done = distribution(tmp_path, "broken", "import nothing_of_that_name\n", LOADS)
     assert done.returncode != 0
     assert "broken offers the method 'all', which cannot be loaded (ModuleNotFoundError" in done.stderr

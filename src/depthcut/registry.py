@@ -72,6 +72,15 @@ class Entry(Generic[T]):
             if each.init
         }
 
+    def schema(self) -> dict[str, Any]:
+        """What it is, and the JSON schema of each of its settings."""
+        known = TypeAdapter(type(self.make())).json_schema().get("properties", {})
+        settings = {
+            name: known[name] | {"default": setting.default, "description": setting.meaning}
+            for name, setting in self.settings().items()
+        }
+        return {"summary": self.summary, "source": self.source, "settings": settings}
+
     def set(self, given: dict[str, str]) -> T:
         """The method with settings as text; a list is written `a/b`, and `a:b/c:d` where its items are lists.
 

@@ -175,7 +175,7 @@ def reader(models, tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.jsonl").write_text(
         "".join(f'{{"body": "{row}"}}\n' for row in random_rows("notes", split="train"))
     )
-    for registry in REGISTRIES:
+    for registry in REGISTRIES.values():
         list(registry)  # what its folder has is registered before, and stays
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     tables = [(table, set(table)) for table in (FAMILIES,)]

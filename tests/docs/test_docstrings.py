@@ -14,7 +14,9 @@ from depthcut.run.recipe import REGISTRIES, Recipe
 
 COMMANDS = ("apply", "bypass", "prune", "resolve", "score")
 CLASSES = [name for name in depthcut.__all__ if inspect.isclass(getattr(depthcut, name))]
-METHODS = [pytest.param(entry, id=f"{registry.kind} {entry.name}") for registry in REGISTRIES for entry in registry]
+METHODS = [
+    pytest.param(entry, id=f"{registry.kind} {entry.name}") for registry in REGISTRIES.values() for entry in registry
+]
 
 
 def section(text, title):

@@ -65,7 +65,7 @@ def _list_settings(name: str) -> None:
     from depthcut.registry import unknown_name
     from depthcut.run.recipe import REGISTRIES
 
-    entries = [(registry, entry) for registry in REGISTRIES for entry in registry]
+    entries = [(registry, entry) for registry in REGISTRIES.values() for entry in registry]
     if name not in [entry.name for _, entry in entries]:
         raise InputError(unknown_name("name", name, [entry.name for _, entry in entries]))
     for registry, entry in entries:
@@ -105,7 +105,7 @@ def validate(
 def schema(
     name: Annotated[str, typer.Argument(help="recipe, plan, scores, results, repair or generation.")] = "recipe",
 ) -> None:
-    """Print the JSON schema of a recipe or an artefact."""
+    """Print the JSON schema of a recipe, with all that its options name and their settings, or of an artefact."""
     import json
 
     from depthcut.registry import unknown_name
@@ -115,5 +115,5 @@ def schema(
     records = {"recipe": Recipe, "plan": Plan, "scores": ScoreTable, **lists}
     if name not in records:
         raise InputError(unknown_name("schema", name, list(records)))
-    found: dict[str, Any] = records[name].model_json_schema()  # type: ignore[attr-defined]
+    found: dict[str, Any] = Recipe.schema_with_names() if name == "recipe" else records[name].model_json_schema()  # type: ignore[attr-defined]
     print(json.dumps({"type": "array", "items": found} if name in lists else found, indent=2))

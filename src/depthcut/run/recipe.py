@@ -22,8 +22,14 @@ from depthcut.search.budget import Budget, parse_bytes
 from depthcut.search.problem import SEARCHES, Search
 from depthcut.types import InputError, first_problem
 
-REGISTRIES: tuple[Registry[Any], ...] = (SEARCHES, METRICS, OBJECTIVES, REPAIRS, EXPORTS)
-"""All that is chosen by name, with settings."""
+REGISTRIES: dict[str, Registry[Any]] = {
+    "method": SEARCHES,
+    "metric": METRICS,
+    "objective": OBJECTIVES,
+    "repair": REPAIRS,
+    "export": EXPORTS,
+}
+"""All that is chosen by name, with settings, by the option that names it."""
 
 SHORT_FORMS = ("metric", "objective", "swap", "max_forwards")
 """Options that are the method's setting of that name."""
@@ -46,6 +52,14 @@ class Recipe(Options):
             return cls(**options)  # type: ignore[arg-type]
         except ValidationError as error:
             raise InputError(f"the recipe is not valid: {first_problem(error)}") from error
+
+    @classmethod
+    def schema_with_names(cls) -> dict[str, Any]:
+        """The JSON schema, and under each option that takes a name what is registered, with its settings."""
+        schema = cls.model_json_schema()
+        for option, registry in REGISTRIES.items():
+            schema["properties"][option]["names"] = {entry.name: entry.schema() for entry in registry}
+        return schema
 
     def to_yaml(self) -> str:
         """The recipe file: what differs from the defaults."""

@@ -5,7 +5,7 @@ from depthcut.calibration.multiple_choice import check_questions, sample_questio
 from depthcut.calibration.packing import sample_text
 from depthcut.calibration.samples import Choices, Samples, require_disjoint
 from depthcut.calibration.self_samples import sample_self
-from depthcut.calibration.source import BUILT_IN, Purpose, TextPart, TextSource, parse_source
+from depthcut.calibration.source import BUILT_IN, Purpose, TextPart, TextSource, parse_source, text_settings
 
 __all__ = [
     "BUILT_IN",
@@ -21,4 +21,5 @@ __all__ = [
     "sample_questions",
     "sample_self",
     "sample_text",
+    "text_settings",
 ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from depthcut.registry import Setting, split_settings, unknown_name
 from depthcut.types import InputError
 
 Purpose = Literal["calibration", "evaluation"]
@@ -29,6 +30,14 @@ KEYS: dict[SourceKind, tuple[str, ...]] = {
     "text": ("order",),
     "stdlib": ("order",),
     "self": (),
+}
+MEANINGS = {
+    "config": "which of the data set's configurations",
+    "split": "which of its splits, for every use; by default one to decide by and another to measure on",
+    "column": "which column of a row is the text",
+    "revision": "commit, tag or branch of the data set",
+    "join": "eos makes every row a document, lines makes all rows one running text with blank lines between",
+    "order": "shuffle, or first: from the start; by default text that decides is shuffled, text that measures is not",
 }
 CHOICES = {"join": ("eos", "lines"), "order": ("shuffle", "first")}
 
@@ -144,30 +153,28 @@ def _parse_part(text: str) -> TextPart:
         return _named(text)
     if not text:
         raise InputError(f"nothing stands before or after a `+`: name {_what_is_allowed()}")
-    name, *settings = (piece.strip() for piece in text.split(","))
+    name, given = split_settings(text)
     part = _named(name)
-    given: dict[str, str] = {}
-    for setting in settings:
-        key, equals, value = (piece.strip() for piece in setting.partition("="))
-        if not equals or not value:
-            raise InputError(f"{setting!r} in {text!r} is no setting: write key=value, for example column=text")
-        if key in given:
-            raise InputError(f"{text!r} sets {key} twice")
+    for key, value in given.items():
         if key not in KEYS[part.kind]:
-            allowed = ", ".join(KEYS[part.kind]) or "none"
-            near = did_you_mean(key, KEYS[part.kind])
-            raise InputError(f"{key!r} is no setting of {part.name!r}, whose settings are: {allowed}{near}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise InputError(f"{key}={value} in {text!r} is unknown: {key} is {' or '.join(CHOICES[key])}")
-        given[key] = value
-    return _with_settings(part, given)
-
-
-def _with_settings(part: TextPart, given: dict[str, str]) -> TextPart:
+            if not KEYS[part.kind]:
+                raise InputError(f"the text {name} takes no settings; leave {key} out")
+            raise InputError(unknown_name(f"setting of {name}", key, list(KEYS[part.kind])))
+        if not value or value not in CHOICES.get(key, (value,)):
+            allowed = " or ".join(CHOICES[key]) if key in CHOICES else "a word"
+            raise InputError(f"{key}={value} in {text!r} is unknown: {key} is {allowed}")
     fields: dict[str, Any] = {key: value for key, value in given.items() if key != "split"}
     if "split" in given:
         fields |= {"calibration_split": given["split"], "evaluation_split": given["split"]}
     return replace(part, **fields)
+
+
+def text_settings(part: TextPart) -> dict[str, Setting]:
+    """What may be set of a text, by name."""
+    return {
+        key: Setting(key, " or ".join(CHOICES.get(key, ("str",))), getattr(part, key, None), MEANINGS[key])
+        for key in KEYS[part.kind]
+    }
 
 
 def _named(name: str) -> TextPart:

@@ -15,7 +15,8 @@ from depthcut.types import InputError, Plan, ScoreTable
 
 def list_names(
     name: Annotated[
-        str | None, typer.Argument(help="A method, metric, repair or form: its settings; everything where left out.")
+        str | None,
+        typer.Argument(help="Any name that is listed: its settings; everything where left out."),
     ] = None,
 ) -> None:
     """List recipes, packaged models, texts, methods, metrics and model families, or the settings of one name."""
@@ -62,17 +63,23 @@ def _list_settings(name: str) -> None:
     Raises:
         InputError: no registry has it; names the nearest.
     """
+    from depthcut.calibration import BUILT_IN, text_settings
     from depthcut.registry import unknown_name
     from depthcut.run.recipe import REGISTRIES
 
-    entries = [(registry, entry) for registry in REGISTRIES.values() for entry in registry]
-    if name not in [entry.name for _, entry in entries]:
-        raise InputError(unknown_name("name", name, [entry.name for _, entry in entries]))
-    for registry, entry in entries:
-        if entry.name != name:
+    found = [
+        (f"{registry.kind} {entry.name}: {entry.summary} ({entry.source})", entry.name, entry.settings())
+        for registry in REGISTRIES.values()
+        for entry in registry
+    ]
+    found += [(f"text {part.name}: {part.summary}", part.name, text_settings(part)) for part in BUILT_IN.values()]
+    if name not in [known for _, known, _ in found]:
+        raise InputError(unknown_name("name", name, list(dict.fromkeys(known for _, known, _ in found))))
+    for about, known, settings in found:
+        if known != name:
             continue
-        print(f"{registry.kind} {name}: {entry.summary} ({entry.source})")
-        for setting in entry.settings().values():
+        print(about)
+        for setting in settings.values():
             print(f"  {name},{say(setting.name, setting.default)}  ({setting.kind})")
             print(textwrap.indent(textwrap.fill(setting.meaning, 100), "      "))
 

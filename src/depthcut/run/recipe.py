@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from depthcut.ablation.objectives import OBJECTIVES, asks_questions
-from depthcut.calibration import Purpose, check_questions, check_source, parse_source
+from depthcut.calibration import BUILT_IN, Purpose, check_questions, check_source, parse_source, text_settings
 from depthcut.evaluation.harness import check_cache, default_cache
 from depthcut.evaluation.questions import Questions
 from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_limit
@@ -59,6 +59,17 @@ class Recipe(Options):
         schema = cls.model_json_schema()
         for option, registry in REGISTRIES.items():
             schema["properties"][option]["names"] = {entry.name: entry.schema() for entry in registry}
+        for option in ("calibration", "evaluation", "repair_text"):
+            schema["properties"][option]["names"] = {
+                part.name: {
+                    "summary": part.summary,
+                    "settings": {
+                        name: {"type": "string", "default": each.default, "description": each.meaning}
+                        for name, each in text_settings(part).items()
+                    },
+                }
+                for part in BUILT_IN.values()
+            }
         return schema
 
     def to_yaml(self) -> str:

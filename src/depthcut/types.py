@@ -155,6 +155,7 @@ class Provenance(Record):
         written_dtype: what the pruned model is written in; None where that is the same.
         quantisation: storage type of the source's weights, where quantised: of a GGUF, which is dequantised on loading
             (`Q4_1`), or of a directory, which stays as it is (`nf4`).
+        adapter: folder of the adapter that was merged into it, as the user named it.
     """
 
     source: str
@@ -166,6 +167,7 @@ class Provenance(Record):
     dtype: str
     written_dtype: str | None = None
     quantisation: str | None = None
+    adapter: str | None = None
 
     def __str__(self) -> str:
         return f"{self.source}, {self.revision or self.digest}, {self.dtype}"

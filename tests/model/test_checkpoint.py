@@ -176,7 +176,8 @@ def test_an_embedding_model_is_told_what_it_lacks(model):
 def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     sentence = told(check_model, str(tmp_path))
-    assert "holds an adapter of org/base, not a model; merge the two with peft first" in sentence
+    assert "holds an adapter of org/base, not a model; give the model, and the adapter to be merged into it" in sentence
+    assert sentence.endswith(f"org/base --adapter {tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["m" * 5000, "~nosuchuser/x", "a\0b", "x/" * 3000])

@@ -215,9 +215,8 @@ def adapter_refusal(folder: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         base = "BASE"
     return (
-        f"{folder} holds an adapter of {base}, not a model; merge the two with peft first "
-        f"(PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained('merged')) and give "
-        "that directory, with the tokenizer in it"
+        f"{folder} holds an adapter of {base}, not a model; give the model, and the adapter to be merged into it: "
+        f"{base} --adapter {folder}"
     )
 
 

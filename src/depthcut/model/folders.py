@@ -1,4 +1,4 @@
-"""The files of a model in a directory: fetched from the hub, and told apart."""
+"""The files of a model in a directory: fetched from the hub, told apart, and what they are stored in."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import difflib
 import re
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import PreTrainedConfig
 
 from depthcut.model.files import PACKAGED_MODELS
 from depthcut.types import InputError
@@ -34,3 +36,14 @@ def identifying_files(folder: Path, kind: str, gguf_file: str | None) -> list[Pa
     if gguf_file:
         return [folder / gguf_file]
     return [folder / "config.json", *(sorted(folder.glob("*.safetensors")) if kind == "directory" else ())]
+
+
+def stored_dtype_of(folder: Path, config: PreTrainedConfig) -> str:
+    """What a configuration says that the weights are stored in. Raises InputError where that is no precision."""
+    given = getattr(config, "dtype", None) or torch.float32
+    if not (isinstance(given, torch.dtype) and given.is_floating_point):
+        raise InputError(
+            f"{folder / 'config.json'}: dtype is {str(given).removeprefix('torch.')}, in which no model is computed; "
+            "write float32, bfloat16 or float16 there"
+        )
+    return str(given).removeprefix("torch.")

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from depthcut.model.adapter import adapter_files, check_adapter, merge_adapter
 from depthcut.model.architectures import find_architecture
 from depthcut.model.branches import Architecture
 from depthcut.model.checkpoint import (
@@ -35,7 +36,7 @@ from depthcut.model.checkpoint import (
 from depthcut.model.dequantise import dequantise
 from depthcut.model.device import chosen_device
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, named_path, packaged_file
-from depthcut.model.folders import download, identifying_files
+from depthcut.model.folders import download, identifying_files, stored_dtype_of
 from depthcut.model.headers import stored_tensors
 from depthcut.model.islands import remember_islands
 from depthcut.model.layer_config import without_prediction_layers
@@ -47,7 +48,7 @@ from depthcut.model.quantisation import DEQUANTISED, quantisation, quiet, requir
 from depthcut.model.reading import reading, reading_entries
 from depthcut.model.stored import reading_config, remember
 from depthcut.model.sublayers import register
-from depthcut.model.units import empty_model, sizes_from_config
+from depthcut.model.units import empty_model, shapes_of, sizes_from_config
 from depthcut.model.wrappers import auto_class, decoder_config, num_blocks
 from depthcut.types import InputError, Provenance
 
@@ -65,6 +66,7 @@ class ModelSource:
         has_weights: whether there are any, here or on the hub.
         as_stored: whether kept tensors are written as the files store them, where that is quantised; else dequantised.
         stored_dtype: what the configuration says that weights are stored in.
+        adapter: folder of an adapter that is merged on loading.
     """
 
     provenance: Provenance
@@ -78,6 +80,7 @@ class ModelSource:
     has_weights: bool = True
     as_stored: bool = True
     stored_dtype: str = "float32"
+    adapter: Path | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -173,6 +176,8 @@ class ModelSource:
                 self.folder, dtype=self.dtype, output_loading_info=True, **arguments
             )
         self._require_all(found)
+        if self.adapter is not None:
+            model = merge_adapter(model, self.adapter)
         self._follow_head(model)
         if self.gguf_file:
             model.name_or_path = model.config.name_or_path = str(self._origin)
@@ -193,6 +198,11 @@ class ModelSource:
             raise InputError(
                 f"{self.provenance.source} does not fit into the memory budget, and {stored} weights cannot be read "
                 "block by block; give a larger --memory-budget"
+            )
+        if self.adapter is not None:
+            raise InputError(
+                f"{self.provenance.source} does not fit into the memory budget, and an adapter is merged in memory; "
+                "give a larger --memory-budget"
             )
         folder = self.folder
         with reading(self.provenance.source, "weights"):
@@ -281,6 +291,7 @@ def resolve(
     save_dtype: str = "auto",
     trust_remote_code: bool = False,
     needs_weights: bool = True,
+    adapter: str | None = None,
 ) -> ModelSource:
     """Finds a model by hub id, directory, `.gguf` file or alias; reads its configuration, not its weights.
 
@@ -292,6 +303,7 @@ def resolve(
             quantised GGUF).
         trust_remote_code: run code that comes with the model; off unless asked for.
         needs_weights: whether a directory that holds a configuration alone is refused.
+        adapter: folder of a peft adapter of the model, which is merged into it on loading.
 
     Returns:
         The model before its weights are read; of a hub model only small files have been downloaded.
@@ -332,13 +344,20 @@ def resolve(
     if found := know(config):
         print(f"models of type {config.model_type!r} have no row; examined, and found: {found}", file=sys.stderr)
     architecture = find_architecture(config)
-    stored = "float32" if gguf_file else _stored_dtype(folder, config)
+    stored = "float32" if gguf_file else stored_dtype_of(folder, config)
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
     if not gguf_file:
-        with reading_entries(folder, lambda changed: _made_by(read(changed))):
-            made = _made_by(config)
+        with reading_entries(folder, lambda changed: shapes_of(read(changed))):
+            made = shapes_of(config)
         if stored_as is None:
             require_shapes(folder, stored_tensors(folder), made)
+    merged = named_path(adapter) if adapter else None
+    if merged is not None:
+        if stored_as is not None:
+            raise InputError(
+                f"{name} is stored as {stored_as}, and merging an adapter changes weights; give the model unquantised"
+            )
+        check_adapter(merged, name, config, empty_model(config, torch.float32))
     if stored_as is not None and not gguf_file:
         require_reader(stored_as, f"the model {name}, stored as {stored_as},")
     computed = stored if dtype == "auto" else dtype
@@ -350,12 +369,16 @@ def resolve(
         source=name,
         format=kind,
         revision=revision if kind == "hub" else None,
-        digest=file_digest(identifying_files(folder, kind, gguf_file), revision if kind == "hub" else None),
+        digest=file_digest(
+            [*identifying_files(folder, kind, gguf_file), *(adapter_files(merged) if merged else ())],
+            revision if kind == "hub" else None,
+        ),
         model_type=config.model_type,
         num_blocks=num_blocks(config),
         dtype=computed,
         written_dtype=None if written == computed else written,
         quantisation=stored_as,
+        adapter=adapter,
     )
     source = ModelSource(
         provenance,
@@ -367,23 +390,8 @@ def resolve(
         has_weights=has_weights,
         as_stored=save_dtype == "auto",
         stored_dtype=stored,
+        adapter=merged,
     )
     if packaged:
         return replace(source, base_model=packaged.base_model, license=packaged.license)
     return replace(source, base_model=name if kind == "hub" else None)
-
-
-def _stored_dtype(folder: Path, config: PreTrainedConfig) -> str:
-    """What a configuration says that the weights are stored in. Raises InputError where that is no precision."""
-    given = getattr(config, "dtype", None) or torch.float32
-    if not (isinstance(given, torch.dtype) and given.is_floating_point):
-        raise InputError(
-            f"{folder / 'config.json'}: dtype is {str(given).removeprefix('torch.')}, in which no model is computed; "
-            "write float32, bfloat16 or float16 there"
-        )
-    return str(given).removeprefix("torch.")
-
-
-def _made_by(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Shape by name of every tensor of the model that a configuration makes."""
-    return {name: tuple(tensor.shape) for name, tensor in empty_model(config, torch.float32).state_dict().items()}

@@ -164,3 +164,8 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 def sizes_from_config(config: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype) -> ModelSizes:
     """Sizes of a model that is not loaded."""
     return measure_sizes(empty_model(config, dtype), architecture)
+
+
+def shapes_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shape by name of every tensor of the model that a configuration makes."""
+    return {name: tuple(tensor.shape) for name, tensor in empty_model(config, torch.float32).state_dict().items()}

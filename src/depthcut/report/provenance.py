@@ -21,6 +21,7 @@ def provenance(
     facts = [
         ("Model", model.source),
         ("Revision", model.revision or ""),
+        ("Adapter, merged", model.adapter or ""),
         ("Kind", ", ".join(kind)),
         ("Model digest", model.digest),
         ("Calibration", _text_words(plan.calibration) if plan.calibration else "none"),

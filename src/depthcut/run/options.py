@@ -56,6 +56,7 @@ class Options(Record):
 
     model: str = option(MODEL, ..., "Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")
     revision: str | None = option(MODEL, None, "Commit, tag or branch of a hub model.")
+    adapter: str | None = option(MODEL, None, "Folder of a peft adapter of the model, merged into it before all else.")
     trust_remote_code: bool = option(MODEL, False, "Run code that comes with the model.")
     dtype: Precision = option(
         MODEL, "auto", "What is computed in; auto is the stored type, or float32 on a CPU that is much faster at it."

@@ -59,6 +59,7 @@ def find_model(recipe: Recipe, *, needs_weights: bool = True) -> ModelSource:
         save_dtype=recipe.save_dtype,
         trust_remote_code=recipe.trust_remote_code,
         needs_weights=needs_weights,
+        adapter=recipe.adapter,
     )
     if recipe.dtype != "auto":
         return source

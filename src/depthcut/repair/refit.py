@@ -207,7 +207,8 @@ def _most_gain(share: float, gain: torch.Tensor, before: torch.Tensor) -> float:
         before: (positions,) the KL without it.
     """
     mean = float(gain.mean())
-    bend = BEND * float(gain.var(correction=0)) / float(before.mean())
+    # Where nothing differs from the dense model there is nothing to gain, and nothing that bends.
+    bend = BEND * float(gain.var(correction=0)) / float(before.mean()) if before.any() else 0.0
     return share * (mean + (1 - share) * bend)
 
 

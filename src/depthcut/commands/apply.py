@@ -10,11 +10,11 @@ import typer
 from depthcut.commands.options import Given, Output, Overwrite, PushToHub, takes
 from depthcut.commands.terminal import command_line, print_measurements, print_result
 from depthcut.commands.upload import require_token, upload
-from depthcut.run.options import EVALUATION, MODEL, REPAIR
+from depthcut.run.options import EVALUATION, MODEL, OF_APPLY, REPAIR
 from depthcut.types import InputError
 
 
-@takes(MODEL, EVALUATION, REPAIR, without=("compare",), defaults={"repair": "none"})
+@takes(MODEL, EVALUATION, REPAIR, without=("compare",), defaults=OF_APPLY)
 def apply(
     options: Given,
     context: typer.Context,

@@ -10,7 +10,7 @@ import typer
 from depthcut.commands.options import Given, Output, Overwrite, PushToHub, Resume, takes
 from depthcut.commands.terminal import command_line, print_plan, print_result
 from depthcut.commands.upload import require_token, upload
-from depthcut.run.options import CALIBRATION, EVALUATION, MODEL, REMOVAL, REPAIR, RUN
+from depthcut.run.options import CALIBRATION, EVALUATION, MODEL, OF_APPLY, REMOVAL, REPAIR, RUN
 from depthcut.types import Plan
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that prune, apply or remove wrote.")]
@@ -28,7 +28,7 @@ def search(options: Given, output_dir: Output, overwrite: Overwrite = False, res
     print(f"written to {file}; next: depthcut apply {options['model']} {file} -o OUT")
 
 
-@takes(MODEL, EVALUATION, REPAIR, "export", "memory_budget", without=("compare",), defaults={"repair": "none"})
+@takes(MODEL, EVALUATION, REPAIR, "export", "memory_budget", without=("compare",), defaults=OF_APPLY)
 def remove(
     options: Given,
     output_dir: Output,

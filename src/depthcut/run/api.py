@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from depthcut.run import on_model
 from depthcut.run.apply import apply_plan
+from depthcut.run.options import OF_APPLY
 from depthcut.run.plan_file import read_plan
 from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
@@ -98,7 +99,7 @@ def apply(
         InputError: the plan is of another model, or has fewer steps.
         VerificationError: the written model, read in a fresh process, is not the one in memory; no output appears.
     """
-    recipe = Recipe.build(model=model, **({"repair": "none"} | options))
+    recipe = Recipe.build(model=model, **(OF_APPLY | options))
     return apply_plan(
         recipe,
         lambda source: read_plan(Path(plan), source.provenance, len(source.architecture.branches)),

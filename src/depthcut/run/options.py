@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 
 from depthcut.types import Record, UnitChoice
 
+OF_APPLY = {"repair": "none"}
+"""Defaults where what goes is given and not searched for."""
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 MODEL, REMOVAL, CALIBRATION, REPAIR, EVALUATION, TASKS, FORMS, RUN = PANELS = (

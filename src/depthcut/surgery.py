@@ -147,7 +147,8 @@ def _cut_tables(model: PreTrainedModel, architecture: Architecture, kept: Sequen
             if getattr(owner, width, None) == table.shape[axis]:
                 setattr(owner, width, cut.shape[axis])
     if hasattr(holder, "first_kv_shared_layer_idx"):
-        holder.first_kv_shared_layer_idx = len(kept) - holder.config.num_kv_shared_layers
+        config: Any = holder.config
+        holder.first_kv_shared_layer_idx = len(kept) - config.num_kv_shared_layers
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -42,7 +42,7 @@ def sample_self(
         torch.manual_seed(seed)
         for start in range(0, num_samples, BATCH_SIZE):
             opening = first.expand(min(BATCH_SIZE, num_samples - start), 1)
-            sampled = model.generate(
+            sampled = model.generate(  # type: ignore[operator]
                 opening,
                 attention_mask=torch.ones_like(opening),
                 do_sample=True,

@@ -107,7 +107,7 @@ def generate(
     with own_seed():
         torch.manual_seed(seed)
         chosen = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0} if sample else {}
-        found = model.generate(
+        found = model.generate(  # type: ignore[operator]
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=num_tokens,

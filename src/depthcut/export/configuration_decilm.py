@@ -28,7 +28,7 @@ def _entries(value: Any) -> Any:
     return value
 
 
-class DeciLMConfig(LlamaConfig):  # type: ignore[misc]
+class DeciLMConfig(LlamaConfig):
     """The Llama configuration and `block_configs`, a list with one entry a block."""
 
     model_type = "nemotron-nas"

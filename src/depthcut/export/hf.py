@@ -172,7 +172,7 @@ def _require_equal_tensors(folder: Path, model: PreTrainedModel) -> None:
 
 
 def _greedy(model: PreTrainedModel, input_ids: torch.Tensor, use_cache: bool, num_tokens: int) -> torch.Tensor:
-    return model.generate(  # type: ignore[no-any-return]
+    return model.generate(  # type: ignore[no-any-return, operator]
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=num_tokens,

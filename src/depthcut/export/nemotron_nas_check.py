@@ -38,7 +38,8 @@ def read(directory: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     config.num_key_value_heads = config.num_attention_heads // groups.pop()
     config.intermediate_size = sizes.pop() if sizes else config.intermediate_size
 
-    model = LlamaForCausalLM(config).to(dtype).eval()
+    model = LlamaForCausalLM(config)
+    model.to(dtype=dtype).eval()  # type: ignore[call-arg]
     tensors: dict[str, torch.Tensor] = {}
     for file in directory.glob("*.safetensors"):
         tensors |= load_file(file)

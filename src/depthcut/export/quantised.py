@@ -12,7 +12,7 @@ import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import (
@@ -57,10 +57,10 @@ class Quantised:
 
 def quantise(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
     """A quantised copy of a model, in eval mode; the model goes through a temporary directory on its way."""
-    given = {
+    schemes: dict[Scheme, dict[str, Any]] = {
         "int8": {"load_in_8bit": True},
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": model.dtype},
-    }[scheme]
+    }
     register()
     quiet()
     with tempfile.TemporaryDirectory() as scratch, without_bars():
@@ -68,14 +68,15 @@ def quantise(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
         quantised: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             scratch,
             dtype=model.dtype,
-            quantization_config=BitsAndBytesConfig(**given),
+            quantization_config=BitsAndBytesConfig(**schemes[scheme]),
             device_map={"": model.device},
             trust_remote_code=False,
         )
     settle(quantised)
     # The files that it was quantised from are gone; what it comes from is the model's source.
     quantised.name_or_path = quantised.config.name_or_path = model.name_or_path
-    return quantised.eval()
+    quantised.eval()
+    return quantised
 
 
 EXPORTS.register(

@@ -41,7 +41,7 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
         model = resolve(directory, dtype=dtype.removeprefix("torch.")).load_model(device)
         loading: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": []}
     else:
-        model, loading = loader.from_pretrained(
+        model, loading = loader.from_pretrained(  # type: ignore[misc]
             directory,
             config=config,
             dtype=getattr(torch, dtype.removeprefix("torch.")),
@@ -52,8 +52,10 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # What was written is compared, not this kernel of bitsandbytes, which rounds products to bfloat16.
-            layer.support_avx512bf16_for_cpu = False
-    model = (model if placed else model.to(device)).eval()
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if not placed:
+        model.to(device)  # type: ignore[arg-type]
+    model.eval()
     if not placed:
         # Tensors of a mapped file lie anywhere, and small products round differently where they are not aligned.
         for parameter in model.parameters():
@@ -69,7 +71,7 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
     }
     for name, use_cache in (("with_cache", True), ("without_cache", False)):
         num_new = expected[name].shape[1] - input_ids.shape[1]
-        tokens = model.generate(
+        tokens = model.generate(  # type: ignore[operator]
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=num_new,

@@ -62,7 +62,8 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     inside = next(part for part in model.modules() if type(part) is type(empty))
     setattr(alone, name, inside)
     alone.set_output_embeddings(model.get_output_embeddings())
-    return alone.eval()
+    alone.eval()
+    return alone
 
 
 EXPORTS.register(

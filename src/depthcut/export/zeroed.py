@@ -74,7 +74,7 @@ def filled(model: PreTrainedModel) -> PreTrainedModel:
     for name in ("model_type", MANIFEST, "auto_map"):
         config.__dict__.pop(name, None)
     config.__class__ = stock
-    whole.__class__ = MODEL_FOR_CAUSAL_LM_MAPPING[stock]
+    whole.__class__ = MODEL_FOR_CAUSAL_LM_MAPPING[stock]  # type: ignore[assignment]
     architecture = find_architecture(config)
     templates, blocks = _stock_blocks(config, architecture, absent, model.dtype), architecture.block_list(whole)
     for unit in absent:
@@ -83,7 +83,8 @@ def filled(model: PreTrainedModel) -> PreTrainedModel:
             setattr(blocks[unit.layer], name, _zeros(getattr(templates[unit.layer], name), model.device))
         for name in branch.settings:
             setattr(blocks[unit.layer], name, getattr(templates[unit.layer], name))
-    return whole.eval()
+    whole.eval()
+    return whole
 
 
 def _stock_blocks(

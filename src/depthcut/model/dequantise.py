@@ -33,7 +33,9 @@ def dequantise(
         skeleton = AutoModelForCausalLM.from_config(config)
     reader = GGUFReader(file)
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(  # type: ignore[no-untyped-call]
+        config=config.to_dict()
+    )
     names = get_gguf_hf_weights_map(skeleton, processor)
     # Experts are put together here by the processors of their families.
     parsed: dict[str, Any] = {"config": config.to_dict(), "tensors": {}}

@@ -191,7 +191,8 @@ class ModelSource:
             model.to(device).tie_weights()
             self._settle_written(model)
         self._leave_out_prediction_layers(model)
-        return model.eval()
+        loaded: PreTrainedModel = model.eval()
+        return loaded
 
     def _load_paged(self, pager: Pager, arguments: dict[str, Any], stored: str | None) -> PreTrainedModel:
         if stored is not None:
@@ -226,7 +227,8 @@ class ModelSource:
         self._follow_head(model)
         self._settle_written(model)
         self._leave_out_prediction_layers(model)
-        return model.eval()
+        loaded: PreTrainedModel = model.eval()
+        return loaded
 
     def _settle_written(self, model: PreTrainedModel) -> None:
         """Settles how a model will be written."""
@@ -337,8 +339,8 @@ def resolve(
     if revision and kind != "hub":
         raise InputError(f"{name} is no model of the hub and has no revision {revision!r}; leave the revision out")
     register()
-    arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    read = partial(AutoConfig.from_pretrained, trust_remote_code=trust_remote_code, local_files_only=True, **arguments)
+    arguments: dict[str, Any] = {"local_files_only": True, **({"gguf_file": gguf_file} if gguf_file else {})}
+    read: Any = partial(AutoConfig.from_pretrained, trust_remote_code=trust_remote_code, **arguments)
     with reading(name, "configuration") if gguf_file else reading_entries(folder, read):
         config = read(folder)
     if found := know(config):

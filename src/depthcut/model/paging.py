@@ -231,7 +231,7 @@ def in_shards(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
         return
     pager.let_all_go()
     # So marked, transformers undoes shard by shard what it rearranged while loading; its warning is of no danger here.
-    model.hf_device_map = {"": "disk"}
+    model.hf_device_map = {"": "disk"}  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")

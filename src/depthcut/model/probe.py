@@ -247,7 +247,9 @@ def _adds_residual(call: _Call) -> bool:
 
 def _projection(call: _Call) -> str:
     """Path of the linear map whose output the module returns; empty where there is none."""
-    linear = {name: module for name, module in call.module.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear: dict[str, nn.Module] = {
+        name: module for name, module in call.module.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
     with _calls(linear) as calls:
         returned = first(call.module(call.given, *call.others, **call.keywords))
     written = returned - call.others[0] if _adds_residual(call) else returned

@@ -102,7 +102,8 @@ def remember(model: PreTrainedModel, architecture: Architecture, folder: Path, *
     for name, stored_names in names.items() if as_stored else ():
         known = _homes.get(tensors[name])  # type: ignore[no-untyped-call]
         _homes[tensors[name]] = Home(folder, (*(known.names if known else ()), *stored_names))
-    model._weight_conversions = [entry for entry in transforms if entry.was_used()]
+    used: Any = [entry for entry in transforms if entry.was_used()]
+    model._weight_conversions = used
 
 
 def _owner(renamed: list[str], tensors: Mapping[str, torch.Tensor]) -> str | None:

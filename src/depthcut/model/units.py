@@ -156,7 +156,7 @@ def head_dim(config: PreTrainedConfig) -> int:
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model without weights, on the meta device: all its shapes, in milliseconds."""
     with torch.device("meta"):
-        model = auto_class(config).from_config(config, dtype=dtype)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype)
     model.tie_weights()
     return model
 

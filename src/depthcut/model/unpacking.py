@@ -88,13 +88,13 @@ def from_fbgemm(parts: dict[str, torch.Tensor], _: dict[str, Any]) -> torch.Tens
     return parts["weight"].float() * parts["weight_scale"].float()
 
 
-class Unpack(ConversionOps):  # type: ignore[misc]
+class Unpack(ConversionOps):
     """Makes weights of what is stored of each; others pass."""
 
     def __init__(self, hf_quantizer: Unpacking) -> None:
         self.hf_quantizer = hf_quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]
         self, input_dict: dict[str, Any], full_layer_name: str, model: torch.nn.Module, **others: Any
     ) -> dict[str, Any]:
         """Of one module, or of all experts that a model stacks; then values are lists of one tensor an expert."""
@@ -121,7 +121,7 @@ class Unpack(ConversionOps):  # type: ignore[misc]
         return weight.to(dtype).contiguous()
 
 
-class Unpacking(HfQuantizer):  # type: ignore[misc]
+class Unpacking(HfQuantizer):
     """What transformers asks about a way of storing; the model that it loads is an ordinary one.
 
     Attributes:
@@ -141,7 +141,7 @@ class Unpacking(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-class EntriesConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class EntriesConfig(QuantizationConfigMixin):
     """Entries of a `quantization_config` as they are."""
 
     def __init__(self, **entries: Any) -> None:
@@ -149,21 +149,21 @@ class EntriesConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class FromGptq(Unpacking):
-    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": ["weight", "qweight", "qzeros", "scales", "g_idx"]}
+    serialized_names = {"weight": ["weight", "qweight", "qzeros", "scales", "g_idx"]}  # noqa: RUF012
     unpack = staticmethod(from_gptq)
 
 
 class FromAwq(Unpacking):
-    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": ["weight", "qweight", "qzeros", "scales"]}
+    serialized_names = {"weight": ["weight", "qweight", "qzeros", "scales"]}  # noqa: RUF012
     unpack = staticmethod(from_awq)
 
 
 class FromFbgemm(Unpacking):
-    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": ["weight", "weight_scale", "input_scale_ub"]}
+    serialized_names = {"weight": ["weight", "weight_scale", "input_scale_ub"]}  # noqa: RUF012
     unpack = staticmethod(from_fbgemm)
 
 
-class OverEdges(Fp8Dequantize):  # type: ignore[misc]
+class OverEdges(Fp8Dequantize):
     """FP8 whose last blocks reach over the edge: each value has the scale of its block by the configuration."""
 
     def _dequantize_one(self, quantized: torch.Tensor, scales: torch.Tensor, output_dtype: Any = None) -> torch.Tensor:
@@ -171,10 +171,10 @@ class OverEdges(Fp8Dequantize):  # type: ignore[misc]
         if block and scales.dim() == quantized.dim():
             for dim, size in zip((-2, -1), block, strict=True):
                 scales = scales.repeat_interleave(size, dim=dim).narrow(dim, 0, quantized.shape[dim])
-        return super()._dequantize_one(quantized, scales, output_dtype)  # type: ignore[no-any-return]
+        return super()._dequantize_one(quantized, scales, output_dtype)
 
 
-class FromFp8(FineGrainedFP8HfQuantizer):  # type: ignore[misc]
+class FromFp8(FineGrainedFP8HfQuantizer):
     def get_load_operations(self) -> dict[str, Any]:
         return {"dequantize": OverEdges}
 

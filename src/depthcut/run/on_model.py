@@ -48,7 +48,9 @@ def remove(model: PreTrainedModel, units: UnitNames, *, one_based: bool = False)
     """
     source = source_of(model)
     chosen = choose_units(units, source.architecture.units(source.provenance.num_blocks), one_based=one_based)
-    return apply(model, source.architecture, chosen).eval()
+    cut = apply(model, source.architecture, chosen)
+    cut.eval()
+    return cut
 
 
 def tokens(
@@ -172,7 +174,7 @@ def _session(model: PreTrainedModel, ids: Mapping[Use, Tensor], **options: Any) 
 
 
 def _samples(model: PreTrainedModel, ids: Tensor) -> Samples:
-    known = model.get_input_embeddings().weight.shape[0]
+    known: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment, index]
     if ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
         raise InputError(f"token ids are whole numbers of the shape (sequences, length), not {tuple(ids.shape)}")
     if not 0 <= int(ids.min()) <= int(ids.max()) < known:

@@ -119,7 +119,7 @@ def quantise_nf4(model: PreTrainedModel, paths: list[str]) -> None:
         new.support_avx512bf16_for_cpu = False  # see the top of this file
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, new)
-    model.is_loaded_in_4bit = True  # what peft goes by
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft goes by
 
 
 @torch.no_grad()

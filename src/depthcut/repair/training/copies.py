@@ -36,4 +36,6 @@ def with_tensors(model: PreTrainedModel, changed: Mapping[str, torch.Tensor]) ->
     for name, values in changed.items():
         old = parameters[name]
         memo[id(old)] = nn.Parameter(values.detach().to(old.device, old.dtype), requires_grad=old.requires_grad)
-    return copy.deepcopy(model, memo).eval()
+    changed_model = copy.deepcopy(model, memo)
+    changed_model.eval()
+    return changed_model

@@ -80,7 +80,7 @@ def train(
         # Takes off what mixed precision has wrapped around the forward pass.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return _grouped(losses)
 
 
@@ -111,7 +111,7 @@ class TrainingText(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "attention_mask": mask, **self.goal.targets(row)}
 
 
-class HealingTrainer(Trainer):  # type: ignore[misc]
+class HealingTrainer(Trainer):
     """Mean of the goal's losses over all positions of an update that count, also where an update runs in pieces."""
 
     def __init__(self, goal: Goal, ranks: Ranks, **arguments: Any) -> None:
@@ -120,7 +120,7 @@ class HealingTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], float]:
         """The pieces of one update for this rank, and how many positions of the whole update count, for each rank."""
@@ -129,7 +129,7 @@ class HealingTrainer(Trainer):  # type: ignore[misc]
         # Gradients are averaged over ranks, so that each divides by its part of what all of them count.
         return pieces, max(1, sum(self.ranks.gather(counted))) / self.ranks.count
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
@@ -152,20 +152,24 @@ class HealingTrainer(Trainer):  # type: ignore[misc]
         """Writes what trains into a checkpoint; the rest is the pruned model's."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
+        assert self.model is not None
+        assert self.model is not None
         tensors = {name: values.cpu().contiguous() for name, values in trained(self.model).items()}
         save_file(tensors, folder / TRAINED_FILE)
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         kept = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
-        for name, parameter in (model or self.model).named_parameters():
+        model = model or self.model
+        assert model is not None
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(kept[name])
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Tells the progress, and when to write a checkpoint: every `CHECKPOINT_SECONDS`, and at the end."""
 
     def __init__(self, damage: Damage, batch_size: int) -> None:

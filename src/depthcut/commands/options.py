@@ -140,14 +140,14 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
 
 
 def _plain_types(annotation: Any) -> Iterator[Any]:
-    """The members of a union; what is no union by itself."""
+    """The members of a union type, or the type itself."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     members = typing.get_args(annotation) if is_union else (annotation,)
     return (member for member in members if member is not types.NoneType)
 
 
 def _place(parameter: inspect.Parameter) -> int:
-    """The model, then what else a command is called with, then options under their headings."""
+    """Orders the parameters of a command: the model, its other arguments, then options by heading."""
     if parameter.name == "model":
         return -2
     panels = [getattr(info, "rich_help_panel", None) for info in getattr(parameter.annotation, "__metadata__", ())]
@@ -155,7 +155,7 @@ def _place(parameter: inspect.Parameter) -> int:
 
 
 def _checked(context: typer.Context, model: str) -> str:
-    """The model's name, once its configuration is known not to be in vain; before torch is imported."""
+    """Checks the model's configuration, before torch is imported; returns the model's name."""
     from depthcut.model.checkpoint import check_model
 
     check_model(model, context.params.get("revision"))

@@ -38,7 +38,7 @@ LITE = {"deepseek_v2": (26, 27), "deepseek_v3": (26, 27)}
 
 
 def misread(config: PreTrainedConfig) -> str | None:
-    """What llama.cpp would take of a model for something else, as a clause; None where nothing.
+    """A clause on what llama.cpp would read wrongly of a model; None where it reads all rightly.
 
     Args:
         config: of the model as it is written.
@@ -68,7 +68,7 @@ def misread(config: PreTrainedConfig) -> str | None:
 
 
 def conditions(model_type: str) -> str:
-    """What a removal has to leave as it is for llama.cpp to read the rest of a type rightly; empty where nothing."""
+    """What a removal must not change if llama.cpp is to read the rest of a model of the type rightly; may be empty."""
     found = []
     if model_type in RHYTHMS:
         found.append(f"every {_ordinal(RHYTHMS[model_type])} block has to be the one with full attention")
@@ -83,7 +83,7 @@ def conditions(model_type: str) -> str:
 
 
 def _beats(marked: list[bool], period: int) -> bool:
-    """Whether exactly the last of every so many is marked."""
+    """Whether exactly the last of every `period` entries is marked."""
     return marked == [index % period == period - 1 for index in range(len(marked))]
 
 

@@ -162,7 +162,7 @@ def _where(packed: Sequence[PackedBlock], kind: str, of_kind: Callable[[int], ob
 
 
 def _period(config: PreTrainedConfig, period: str, offset: str, packed: Sequence[PackedBlock]) -> tuple[int, int]:
-    """Period and offset that say of the packed blocks what the configuration's say of the dense ones.
+    """The period and offset that describe the packed blocks as the configuration's describe the dense ones.
 
     Raises:
         InputError: none do.

@@ -253,7 +253,7 @@ class ModelSource:
         return find_prediction_layers(entries, stored_tensors(self.folder), self.provenance.num_blocks)
 
     def _follow_head(self, model: PreTrainedModel) -> None:
-        """Takes a configuration's word that the head is the embedding back where the weights hold another head.
+        """Sets `tie_word_embeddings` to false where the weights hold a head of their own.
 
         transformers 5 loads the other head, transformers 4 the embedding: only a configuration that says what there is
         reads alike everywhere.

@@ -161,7 +161,7 @@ class Pager:
             _drop_pages(part)
 
     def let_all_go(self) -> None:
-        """Holds no weight in memory any more, nor any page of their files."""
+        """Drops all weights, and the pages of their files, from memory."""
         for key in list(self._resident):
             self._let_go(key)
         self.drop_pages(*self._mapped.values())  # type: ignore[no-untyped-call]

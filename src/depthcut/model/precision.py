@@ -58,8 +58,8 @@ def computing_dtype(stored: torch.dtype, device: str, num_parameters: int, room_
 
 
 def write_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Settles what a model will be written in, and rounds its weights to that; of a paged model, which stays in files,
-    they are written as they are.
+    """Sets the dtype that a model will be written in and rounds its weights to it. A paged model is left alone: its
+    weights are written as they are stored.
     """
     if pager_of(model) is None:
         setattr(model, WRITTEN, dtype)

@@ -241,7 +241,7 @@ class FrontToBack:
         moments.add_sequences(inputs, targets, weights, batch.token_mask, self._held_out[rows])
 
     def _solve(self, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Moments.solve`, in the room that paged weights leave: none of them runs meanwhile."""
+        """`Moments.solve`, after all paged weights have been dropped from memory to make room."""
         if self.dense.pager is not None:
             self.dense.pager.let_all_go()
         return moments.solve(self.ridges)

@@ -161,7 +161,7 @@ class _Rounds:
         return self.values[-1] if self.values else self.dense_value
 
     def candidates(self, removed: Removed) -> list[Removal]:
-        """What one step may remove beside what is removed."""
+        """What the next step may remove."""
         joint = self.problem.joint_candidates(removed) if self.settings.joint else []
         candidates = joint or self.problem.candidates(removed)
         share = self.settings.protected_fraction

@@ -112,7 +112,7 @@ def _byte_level(rules: Mapping[str, Any], merges: list[tuple[str, ...]]) -> dict
 
 
 def _parts(rule: Mapping[str, Any] | None, inside: str) -> list[Mapping[str, Any]]:
-    """The rules of a sequence, or the one that there is."""
+    """The rules of a sequence, or the single rule."""
     if rule is None:
         return []
     return list(rule[inside]) if rule["type"] == "Sequence" else [rule]

@@ -17,7 +17,7 @@ from depthcut.importance import METRICS
 from depthcut.model.load import ModelSource
 from depthcut.preview.dry_run import preview as look_ahead
 from depthcut.repair.refit import Refit
-from depthcut.results import read_measurements, read_repairs
+from depthcut.results import Measurement, Repair, read_list
 from depthcut.run import measure, plan, write
 from depthcut.run.export import export_model
 from depthcut.run.recipe import Recipe
@@ -161,7 +161,7 @@ def test_the_plan_says_what_was_removed_in_which_order_and_what_it_took(pruned, 
 def test_results_hold_every_quantity_of_both_models(pruned, family):
     result = pruned(family)
     rows = read(result.output, "results.json")
-    assert read_measurements(result.output / "results.json") == list(result.measurements)
+    assert read_list(Measurement, result.output / "results.json") == list(result.measurements)
     by_name = {(row["name"], row["model"]): row for row in rows}
     assert {name for name, model in by_name if model == "dense"} == QUANTITIES
     assert {name for name, model in by_name if model == "pruned"} == QUANTITIES | AGAINST_DENSE
@@ -331,7 +331,7 @@ REPAIRED = OPTIONS | {"remove": "1", "repair": "refit", "repair_samples": 64, "c
 
 def test_a_repaired_model_is_measured_beside_the_one_that_was_not_and_reloads(models, tmp_path, command):
     result = depthcut.prune(str(models["qwen2"]), output=tmp_path / "out", protect=[str(IDENTITY)], **REPAIRED)
-    (record,) = read_repairs(tmp_path / "out" / "repair.json")
+    (record,) = read_list(Repair, tmp_path / "out" / "repair.json")
     assert record == result.repairs[0]
     assert record.kept and record.after < record.before
     assert (record.text.num_samples, record.held_out.num_samples) == (60, 4)
@@ -573,7 +573,7 @@ def test_evaluating_a_written_model_gives_the_numbers_of_its_run(pruned, command
     result = pruned()
     evaluation = {name: value for name, value in TEXTS.items() if name.startswith("evaluation")} | {"speed": False}
     command("eval", result.output, *words(evaluation), "-o", tmp_path / "again.json")
-    again = {(row.name, row.model): row for row in read_measurements(tmp_path / "again.json")}
+    again = {(row.name, row.model): row for row in read_list(Measurement, tmp_path / "again.json")}
     kept = {"parameters", "blocks", "kv_bytes_per_token"}
     for row in result.measurements:
         if row.name in kept:

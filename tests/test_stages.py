@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import depthcut
 import tiny
 from depthcut.export import hf
-from depthcut.results import read_repairs
+from depthcut.results import Repair, read_list
 from depthcut.types import Plan
 
 LENGTH, REPAIR_SAMPLES = 32, 64
@@ -59,16 +59,16 @@ def test_search_apply_and_repair_are_prune(dense, pruned, tmp_path, command):
     assert not list(found.glob("*.safetensors"))
     command("apply", dense, found / "plan.json", "-o", cut, *TEXTS)
     command("repair", cut, "-o", repaired, *LEARN, *TEXTS)
-    assert read_repairs(repaired / "repair.json") == read_repairs(pruned / "repair.json")
+    assert read_list(Repair, repaired / "repair.json") == read_list(Repair, pruned / "repair.json")
     assert not same_weights(cut, repaired)
     assert same_weights(repaired, pruned)
 
 
 def test_a_repair_goes_on_from_an_earlier_one(pruned, tmp_path, command):
     command("repair", pruned, "-o", tmp_path / "twice", "--repair", "bias", *LEARN, *TEXTS)
-    first, second = read_repairs(tmp_path / "twice" / "repair.json")
+    first, second = read_list(Repair, tmp_path / "twice" / "repair.json")
     assert (first.method, second.method) == ("refit", "bias")
-    assert [first] == list(read_repairs(pruned / "repair.json"))
+    assert [first] == list(read_list(Repair, pruned / "repair.json"))
     # What the second begins with is what the first left, on the same held-out text.
     assert second.before == pytest.approx(first.after, rel=tiny.ROUNDING)
 

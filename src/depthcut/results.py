@@ -11,8 +11,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from depthcut.types import InputError, Record, TextDescription, first_problem, require_regular
 
-T = TypeVar("T")
-
 
 class Repair(Record):
     """What a repair did: one of the list in `repair.json`.
@@ -75,46 +73,23 @@ class GenerationSample(Record):
     setting: str = ""
 
 
-def write_measurements(measurements: list[Measurement], path: Path) -> None:
-    """Writes `results.json`: a JSON list of measurements."""
-    _write_list(measurements, path)
+RecordType = TypeVar("RecordType", Measurement, Repair, GenerationSample)
+
+_NAMES = {Measurement: "measurements", Repair: "repairs", GenerationSample: "generation samples"}
 
 
-def read_measurements(path: Path) -> list[Measurement]:
-    """Reads `results.json`. Raises InputError when the file is missing or holds something else."""
-    return _read_list(TypeAdapter(list[Measurement]), path, "measurements")
-
-
-def write_repairs(repairs: list[Repair], path: Path) -> None:
-    """Writes `repair.json`: a JSON list of what each repair did."""
-    _write_list(repairs, path)
-
-
-def read_repairs(path: Path) -> list[Repair]:
-    """Reads `repair.json`. Raises InputError when the file is missing or holds something else."""
-    return _read_list(TypeAdapter(list[Repair]), path, "repairs")
-
-
-def write_generation(samples: list[GenerationSample], path: Path) -> None:
-    """Writes `generation.json`: a JSON list of samples."""
-    _write_list(samples, path)
-
-
-def read_generation(path: Path) -> list[GenerationSample]:
-    """Reads `generation.json`. Raises InputError when the file is missing or holds something else."""
-    return _read_list(TypeAdapter(list[GenerationSample]), path, "generation samples")
-
-
-def _write_list(records: Sequence[Record], path: Path) -> None:
+def write_list(records: Sequence[Record], path: Path) -> None:
+    """Writes `results.json`, `repair.json` or `generation.json`: a JSON list of records."""
     rows: list[dict[str, Any]] = [record.model_dump() for record in records]
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_list(adapter: TypeAdapter[list[T]], path: Path, what: str) -> list[T]:
+def read_list(kind: type[RecordType], path: Path) -> list[RecordType]:
+    """Reads what `write_list` wrote. Raises InputError when the file is missing or holds something else."""
     require_regular(path)
     try:
-        return adapter.validate_json(path.read_text(encoding="utf-8"))
+        return TypeAdapter(list[kind]).validate_json(path.read_text(encoding="utf-8"))  # type: ignore[valid-type]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} holds no {what} of depthcut: {first_problem(error)}") from error
+        raise InputError(f"{path} holds no {_NAMES[kind]} of depthcut: {first_problem(error)}") from error

@@ -14,7 +14,7 @@ from depthcut.evaluation.harness import run_task
 from depthcut.evaluation.suite import load_suite
 from depthcut.export import hf
 from depthcut.model.load import ModelSource, resolve
-from depthcut.results import read_generation, read_measurements
+from depthcut.results import GenerationSample, Measurement, read_list
 
 TEXTS = {"calibration_samples": 2, "calibration_length": 16, "evaluation_samples": 2, "evaluation_length": 16}
 OPTIONS = TEXTS | {"method": "shortgpt", "unit": "block", "speed": False}
@@ -59,10 +59,10 @@ def pruned(written, tmp_path):
 
 
 def test_measurements_join_those_of_the_run_and_equal_the_harness_run_directly(dense, pruned, tasks, command):
-    before = {(row.name, row.model) for row in read_measurements(pruned[0] / "results.json")}
+    before = {(row.name, row.model) for row in read_list(Measurement, pruned[0] / "results.json")}
     asked = ["--tasks", "colours,sentences", "--include-path", tasks, "--generation"]
     printed = command("eval", pruned[0], *asked, *MEASURED)
-    rows = {(row.name, row.model): row for row in read_measurements(pruned[0] / "results.json")}
+    rows = {(row.name, row.model): row for row in read_list(Measurement, pruned[0] / "results.json")}
     assert before <= rows.keys()
     suite = load_suite(["colours", "sentences"], include_path=tasks)
     for model, folder in (("dense", dense), ("pruned", pruned[0])):
@@ -73,7 +73,7 @@ def test_measurements_join_those_of_the_run_and_equal_the_harness_run_directly(d
     for name in ("colours/acc/difference", "loss/difference", "generation/greedy_copy/difference"):
         assert rows[name, "pruned"].source == str(resolve(str(dense)).provenance)
     assert "colours acc" in printed and "points" in printed and "generation, greedy copy" in printed
-    kept = read_generation(pruned[0] / "generation.json")
+    kept = read_list(GenerationSample, pruned[0] / "generation.json")
     assert len(kept) == 2 * len(probes.PROBES[::8]) and kept[0].prompt == probes.PROBES[0].prompt
     assert not list(pruned[0].glob("*.partial"))
 
@@ -90,10 +90,10 @@ def test_nothing_is_asked_twice_and_a_changed_model_is_asked_again(pruned, tasks
     words = ["--tasks", "colours,completions", "--include-path", tasks, "--limit", "4", *MEASURED]
     command("eval", *pruned, *words)
     assert asked == 3 * ["colours", "completions"]
-    first = [read_measurements(folder / "results.json") for folder in pruned]
+    first = [read_list(Measurement, folder / "results.json") for folder in pruned]
     command("eval", *pruned, *words)
     assert asked == 3 * ["colours", "completions"]
-    assert [read_measurements(folder / "results.json") for folder in pruned] == first
+    assert [read_list(Measurement, folder / "results.json") for folder in pruned] == first
     config = json.loads((pruned[1] / "config.json").read_text())
     (pruned[1] / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
     command("eval", *pruned, *words)
@@ -104,7 +104,7 @@ def test_several_models_stand_side_by_side(pruned, tasks, command, tmp_path):
     words = ["--tasks", "colours", "--include-path", tasks, "-o", tmp_path / "all.json"]
     earlier = (pruned[0] / "results.json").read_text()
     command("eval", *pruned, *words, *MEASURED)
-    rows = read_measurements(tmp_path / "all.json")
+    rows = read_list(Measurement, tmp_path / "all.json")
     names = [row.model for row in rows if row.name == "colours/acc"]
     assert names == ["dense", *(folder.name for folder in pruned)]
     blocks = {row.model: row.value for row in rows if row.name == "blocks"}
@@ -119,7 +119,7 @@ def test_every_text_is_measured_apart(pruned, command, tmp_path):
         texts[-1].write_text(f"The {name} text says the same words again and again. " * 8)
     given = [word for text in texts for word in ("--text", text)]
     printed = command("eval", pruned[0], *given, *MEASURED, "-o", tmp_path / "both.json")
-    rows = read_measurements(tmp_path / "both.json")
+    rows = read_list(Measurement, tmp_path / "both.json")
     for name in ("perplexity", "kl_to_dense", "loss/difference"):
         found = {row.data.partition(" (")[0]: row.value for row in rows if (row.name, row.model) == (name, "pruned")}
         assert list(found) == [str(text) for text in texts]
@@ -129,7 +129,7 @@ def test_every_text_is_measured_apart(pruned, command, tmp_path):
 
 def test_the_difference_of_the_loss_is_that_of_the_losses(pruned, command, tmp_path):
     command("eval", pruned[0], *MEASURED, "-o", tmp_path / "found.json")
-    rows = {(row.name, row.model): row for row in read_measurements(tmp_path / "found.json")}
+    rows = {(row.name, row.model): row for row in read_list(Measurement, tmp_path / "found.json")}
     change = rows["loss", "pruned"].value - rows["loss", "dense"].value
     assert rows["loss/difference", "pruned"].value == pytest.approx(change)
     assert rows["loss/difference", "pruned"].stderr < rows["loss", "pruned"].stderr
@@ -140,11 +140,11 @@ def test_prune_asks_as_eval_does(dense, tasks, command, tmp_path):
     words = ["--method", "shortgpt", "--unit", "block", "--remove", "2", "--calibration-samples", "2"]
     words += ["--calibration-length", "16", *MEASURED, "--eval", "colours", "--include-path", tasks, "--generation"]
     command("prune", dense, "-o", output, *words)
-    ran = {(row.name, row.model): row.value for row in read_measurements(output / "results.json")}
+    ran = {(row.name, row.model): row.value for row in read_list(Measurement, output / "results.json")}
     assert ran["colours/acc", "pruned"] is not None and (output / "generation.json").is_file()
     asked = ["--tasks", "colours", "--include-path", tasks, "--generation", "-o", tmp_path / "again.json"]
     command("eval", output, *asked, *MEASURED)
-    again = {(row.name, row.model): row.value for row in read_measurements(tmp_path / "again.json")}
+    again = {(row.name, row.model): row.value for row in read_list(Measurement, tmp_path / "again.json")}
     names = {key for key in ran if key[0].startswith(("colours/", "generation/"))}
     assert len(names) > 10
     assert {key: ran[key] for key in names} == {key: again[key] for key in names}

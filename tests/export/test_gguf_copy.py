@@ -15,7 +15,7 @@ from depthcut.export.gguf.copy import Copy, plan_copy
 from depthcut.gguf.container import Tensor, Value, read_file, write_file
 from depthcut.model.architectures import find_architecture
 from depthcut.model.files import file_digest
-from depthcut.results import read_measurements
+from depthcut.results import Measurement, read_list
 from depthcut.run.apply_gguf import apply_to_gguf
 from depthcut.surgery import apply
 from depthcut.types import InputError, Plan, Provenance, Step, Unit
@@ -264,7 +264,7 @@ class TestApply:
         assert read_file(written).get("llama.block_count") == 4
         plan = Plan.from_file(tmp_path / "out" / "plan.json")
         assert [step.applied for step in plan.steps] == [True, True, False]
-        sizes = {(m.name, m.model): m.value for m in read_measurements(tmp_path / "out" / "results.json")}
+        sizes = {(m.name, m.model): m.value for m in read_list(Measurement, tmp_path / "out" / "results.json")}
         assert (sizes["blocks", "dense"], sizes["blocks", "pruned"]) == (6, 4)
         assert sizes["bytes_on_disk", "pruned"] == written.stat().st_size
         dense = sources("llama")[0].num_parameters()

@@ -14,7 +14,7 @@ from depthcut.export.gguf.copy import plan_copy
 from depthcut.gguf.container import GgufFile, Tensor, Value, read_file, read_model, write_file
 from depthcut.gguf.imatrix import cut_imatrix
 from depthcut.model.architectures import find_architecture
-from depthcut.results import read_measurements
+from depthcut.results import Measurement, read_list
 from depthcut.run.apply_gguf import apply_to_gguf
 from depthcut.surgery import apply
 from depthcut.types import InputError, Plan, Unit
@@ -197,7 +197,7 @@ def test_a_split_file_goes_in_and_one_comes_out(dense, tmp_path, monkeypatch):
     assert found.metadata == whole.metadata
     plan = Plan.from_file(tmp_path / "out" / "plan.json")
     assert (plan.method, plan.unit, plan.model.model_type) == ("by hand", "block", "qwen3")
-    sizes = {(m.name, m.model): m.value for m in read_measurements(tmp_path / "out" / "results.json")}
+    sizes = {(m.name, m.model): m.value for m in read_list(Measurement, tmp_path / "out" / "results.json")}
     parts = [file.stat().st_size for file in tmp_path.glob("big-*.gguf")]
     assert sizes["bytes_on_disk", "dense"] == sum(parts)
     (tmp_path / "big-00003-of-00003.gguf").unlink()

@@ -21,7 +21,7 @@ from depthcut.model.stream import DecoderStream
 from depthcut.process.memory import resident_bytes, share_out
 from depthcut.repair import Damage, repair_and_judge
 from depthcut.repair.refit import Refit
-from depthcut.results import read_measurements
+from depthcut.results import Measurement, read_list
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import load, prepare
 from depthcut.surgery import apply
@@ -229,7 +229,7 @@ def test_a_whole_run_stays_within_its_budget(large, tmp_path, options):
     child = subprocess.run([sys.executable, "-c", RUN, *given], capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     assert "speed is not measured: the weights are paged, so that it would be the disk's" in child.stderr
-    assert not any("tokens/s" in row.unit for row in read_measurements(output / "results.json"))
+    assert not any("tokens/s" in row.unit for row in read_list(Measurement, output / "results.json"))
     at_first, own, of_children = map(int, [child.stdout.split()[0], *child.stdout.split()[-2:]])
     weights = sum(file.stat().st_size for file in large.glob("*.safetensors"))
     assert max(own, of_children) < BUDGET < at_first + weights

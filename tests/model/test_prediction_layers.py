@@ -12,7 +12,7 @@ from depthcut.cli import app
 from depthcut.model.headers import TensorHeader
 from depthcut.model.layer_config import without_prediction_layers
 from depthcut.model.prediction import find_prediction_layers
-from depthcut.results import read_measurements
+from depthcut.results import Measurement, read_list
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_run_says_that_they_are_left_out(source, tmp_path, monkeypatch, remove
     sentence = "left out: the layer behind the last block that predicts further tokens (MTP,"
     assert sentence in ended.stderr and "which transformers does not load" in ended.stderr
     counts = {
-        row.model: row.value for row in read_measurements(out / "results.json") if row.name == "prediction_layers"
+        row.model: row.value for row in read_list(Measurement, out / "results.json") if row.name == "prediction_layers"
     }
     assert counts == {"dense": 1, "pruned": 0}
     card = " ".join((out / "README.md").read_text().split())

@@ -16,7 +16,7 @@ from depthcut.report import Run, write_report
 from depthcut.report.page import PageData, unbroken
 from depthcut.report.samples import CHARACTERS_AT_MOST
 from depthcut.report.tasks import task_results
-from depthcut.results import GenerationSample, write_generation, write_measurements, write_repairs
+from depthcut.results import GenerationSample, write_list
 from depthcut.types import InputError
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -169,14 +169,14 @@ def test_the_command_of_another_cut_repairs_as_the_run_did(run):
 def test_a_run_is_read_back_from_its_directory(tmp_path, run):
     run.plan.write(tmp_path / "plan.json")
     run.scores.write(tmp_path / "scores.json")
-    write_measurements(list(run.measurements), tmp_path / "results.json")
+    write_list(run.measurements, tmp_path / "results.json")
     plain = Run.from_directory(tmp_path)
     assert (plain.plan, plain.scores, tuple(plain.measurements)) == (run.plan, run.scores, run.measurements)
     assert (plain.repairs, plain.generation, plain.recipe, plain.name) == ((), (), "", tmp_path.name)
     assert plain.command == f"depthcut apply HuggingFaceTB/SmolLM2-135M {tmp_path}/plan.json -o OUT"
 
-    write_repairs(list(make_repairs()), tmp_path / "repair.json")
-    write_generation(list(make_generation()), tmp_path / "generation.json")
+    write_list(list(make_repairs()), tmp_path / "repair.json")
+    write_list(list(make_generation()), tmp_path / "generation.json")
     (tmp_path / "recipe.yaml").write_text("model: smollm2\n")
     full = Run.from_directory(tmp_path)
     assert (tuple(full.repairs), tuple(full.generation)) == (make_repairs(), make_generation())

@@ -8,7 +8,7 @@ from example_report import COLLAPSE, make_tasks, measure, renamed
 
 from depthcut.report import write_comparison
 from depthcut.report.side_by_side import answers, differing_texts, joined, run_curves
-from depthcut.results import write_measurements
+from depthcut.results import write_list
 from depthcut.types import InputError
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -107,7 +107,7 @@ def test_the_command_takes_several_directories_and_asks_for_a_name(tmp_path, run
     for one in (run, shorter):
         (tmp_path / one.name).mkdir()
         one.plan.write(tmp_path / one.name / "plan.json")
-        write_measurements(list(one.measurements), tmp_path / one.name / "results.json")
+        write_list(one.measurements, tmp_path / one.name / "results.json")
 
     def report(*words):
         return exit_code("report", *words)

@@ -10,7 +10,7 @@ import typer
 
 from depthcut.commands.options import Given, takes
 from depthcut.commands.terminal import print_measurements
-from depthcut.results import Measurement, read_measurements, write_generation, write_measurements
+from depthcut.results import Measurement, read_list, write_list
 from depthcut.run.options import TASKS
 from depthcut.types import InputError, Plan
 
@@ -89,7 +89,7 @@ def evaluate(
     joined = _side_by_side({directory: each.measurements for directory, each in found.items()})
     print_measurements(joined)
     if output is not None:
-        write_measurements(joined, output)
+        write_list(joined, output)
         told.append(f"written to {output}")
     print("\n".join(told))
 
@@ -139,11 +139,11 @@ def _add_to(directory: Path, found: Measured) -> str:
     if not (directory / PLAN).is_file():
         return f"{directory} was not written by depthcut, so nothing is written there; --output names a file"
     file = directory / RESULTS
-    earlier = read_measurements(file) if file.is_file() else []
+    earlier = read_list(Measurement, file) if file.is_file() else []
     rows = {(row.name, row.data, row.model): row for row in (*earlier, *found.measurements)}
     partial = file.with_suffix(".partial")
-    write_measurements(list(rows.values()), partial)
+    write_list(list(rows.values()), partial)
     partial.replace(file)
     if found.generation:
-        write_generation(list(found.generation), directory / GENERATION)
+        write_list(found.generation, directory / GENERATION)
     return f"added to {file}; depthcut report {directory} shows it"

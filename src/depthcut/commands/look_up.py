@@ -91,7 +91,7 @@ def validate(
 ) -> None:
     """Check a recipe or an artefact without running anything."""
     from depthcut.recipes import check_recipe, find_recipe
-    from depthcut.results import read_generation, read_measurements, read_repairs
+    from depthcut.results import GenerationSample, Measurement, Repair, read_list
 
     path = Path(file)
     if path.suffix != ".json":
@@ -99,11 +99,11 @@ def validate(
     elif path.name == "scores.json":
         ScoreTable.from_file(path)
     elif path.name == "results.json":
-        read_measurements(path)
+        read_list(Measurement, path)
     elif path.name == "repair.json":
-        read_repairs(path)
+        read_list(Repair, path)
     elif path.name == "generation.json":
-        read_generation(path)
+        read_list(GenerationSample, path)
     else:
         Plan.from_file(path)
     print(f"{file} is valid")

@@ -10,7 +10,7 @@ from typing import Self
 
 import yaml
 
-from depthcut.results import GenerationSample, Measurement, Repair, read_generation, read_measurements, read_repairs
+from depthcut.results import GenerationSample, Measurement, Repair, read_list
 from depthcut.types import InputError, Plan, ScoreTable
 
 
@@ -48,7 +48,7 @@ class Run:
             InputError: the plan or the results are missing, or an artefact holds something else.
         """
         plan = Plan.from_file(directory / "plan.json")
-        measurements = read_measurements(directory / "results.json")
+        measurements = read_list(Measurement, directory / "results.json")
         scores, repairs, generation = (directory / f"{name}.json" for name in ("scores", "repair", "generation"))
         recipe = directory / "recipe.yaml"
         text = _recipe_text(recipe) if recipe.is_file() else ""
@@ -59,8 +59,8 @@ class Run:
             measurements=measurements,
             command=shlex.join(["depthcut", *made, "-o", "OUT"]),
             software={"measured with": measurements[0].software} if measurements else {},
-            repairs=read_repairs(repairs) if repairs.is_file() else (),
-            generation=read_generation(generation) if generation.is_file() else (),
+            repairs=read_list(Repair, repairs) if repairs.is_file() else (),
+            generation=read_list(GenerationSample, generation) if generation.is_file() else (),
             recipe=text,
             name=directory.resolve().name,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.units import sizes_from_config
 from depthcut.process.workspace import check_output, workspace
-from depthcut.results import read_repairs
+from depthcut.results import Repair, read_list
 from depthcut.run.prune import Cut, carry_out
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
@@ -68,7 +68,7 @@ def repair_written(
     plan.require_made_for(source.provenance)
     written = resolve(str(directory), dtype=source.provenance.dtype)
     file = directory / "repair.json"
-    earlier = read_repairs(file) if file.is_file() else ()
+    earlier = read_list(Repair, file) if file.is_file() else ()
 
     def cut() -> Cut:
         return Cut(written.load_model(recipe.device), tuple(earlier))

@@ -12,7 +12,7 @@ from depthcut.gguf.container import GgufFile, gguf_parts, read_model
 from depthcut.gguf.imatrix import cut_imatrix
 from depthcut.model.files import file_digest, find_gguf, gguf_type
 from depthcut.process.workspace import check_output, workspace
-from depthcut.results import Measurement, write_measurements
+from depthcut.results import Measurement, write_list
 from depthcut.run.plan_file import read_plan
 from depthcut.types import InputError, Plan, Provenance
 
@@ -69,7 +69,7 @@ def apply_to_gguf(
             *_sizes("pruned", pruned, [written], plan),
         ]
         plan.write(folder / "plan.json")
-        write_measurements(measurements, folder / "results.json")
+        write_list(measurements, folder / "results.json")
     return output / written.name, measurements
 
 

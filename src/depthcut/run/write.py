@@ -21,7 +21,7 @@ from depthcut.model.load import ModelSource
 from depthcut.model.quantisation import kind_of
 from depthcut.model.stored import stored_model
 from depthcut.report import Run, license_of, write_model_card, write_report
-from depthcut.results import Measurement, write_generation, write_measurements, write_repairs
+from depthcut.results import Measurement, write_list
 from depthcut.run.measure import about
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
@@ -144,14 +144,14 @@ def left_out(source: ModelSource) -> tuple[Measurement, ...]:
 def write_artefacts(loaded: Loaded, result: Result, folder: Path, command: str) -> None:
     """The plan, the results, the report and the model card."""
     result.plan.write(folder / "plan.json")
-    write_measurements(list(result.measurements), folder / "results.json")
+    write_list(result.measurements, folder / "results.json")
     kept = layer_map(result.plan, loaded.source.architecture)
     lines = ",\n".join(f"  {json.dumps(block)}" for block in kept)
     (folder / LAYER_MAP).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if result.repairs:
-        write_repairs(list(result.repairs), folder / "repair.json")
+        write_list(result.repairs, folder / "repair.json")
     if result.generation:
-        write_generation(list(result.generation), folder / "generation.json")
+        write_list(result.generation, folder / "generation.json")
     recipe = folder / "recipe.yaml"
     run = Run(
         plan=result.plan,

@@ -11,6 +11,7 @@ import typer
 from safetensors import SafetensorError
 
 from depthcut.commands.apply import apply
+from depthcut.commands.doctor import doctor
 from depthcut.commands.evaluate import evaluate
 from depthcut.commands.export import export
 from depthcut.commands.look_up import list_names, schema, validate
@@ -35,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prune, run, score, search, remove, apply, repair, export, report, validate, schema, merge):
+for command in (prune, run, score, search, remove, apply, repair, export, report, doctor, validate, schema, merge):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("ls")(list_names)

@@ -74,8 +74,8 @@ def print_outlook(found: Outlook | None) -> None:
     if found is not None:
         most = max(found.stages, key=lambda name: found.stages[name])
         print(
-            f"this run takes about {_duration(found.seconds)} on {found.device}, {_duration(found.stages[most])} of it "
-            f"to {most}; timing, tasks and exports aside",
+            f"this run takes about {duration_text(found.seconds)} on {found.device}, "
+            f"{duration_text(found.stages[most])} of it to {most}; timing, tasks and exports aside",
             file=sys.stderr,
         )
 
@@ -99,23 +99,25 @@ def print_preview(found: Preview, recipe: Recipe) -> None:
         kv_bytes = sizes.kv_bytes_without(plan.removed)
         print(f"KV cache    {sizes.kv_bytes_per_token:,} -> {kv_bytes:,} bytes a token")
     about = "" if plan else "about "
-    after = "what the ceiling leaves" if expected.pruned_bytes is None else f"{about}{_bytes(expected.pruned_bytes)}"
-    print(f"weights     {_bytes(expected.weight_bytes)} -> {after}, which the output takes")
+    after = (
+        "what the ceiling leaves" if expected.pruned_bytes is None else f"{about}{bytes_text(expected.pruned_bytes)}"
+    )
+    print(f"weights     {bytes_text(expected.weight_bytes)} -> {after}, which the output takes")
     decoding = [
-        f"{_bytes(dense)}{'' if pruned is None else f' -> {_bytes(pruned)}'} at {context:,}"
+        f"{bytes_text(dense)}{'' if pruned is None else f' -> {bytes_text(pruned)}'} at {context:,}"
         for context, (dense, pruned) in found.decoding_bytes.items()
     ]
     print(f"decoding    weights and cache: {'; '.join(decoding)} tokens")
     _print(_phases(found, recipe))
-    program = f", {_bytes(found.program_bytes)} of it Python and libraries" if found.program_bytes else ""
+    program = f", {bytes_text(found.program_bytes)} of it Python and libraries" if found.program_bytes else ""
     device, several = found.device, f"{found.num_devices} x " if found.num_devices > 1 else ""
     speed = "measured" if device.is_here else f"{UTILISATION:.0%} of the peak"
     print(
-        f"memory      {_bytes(expected.memory_bytes(found.device) + found.program_bytes)}{program}; "
+        f"memory      {bytes_text(expected.memory_bytes(found.device) + found.program_bytes)}{program}; "
         + ("all weights fit" if expected.fits(device, found.num_devices) else "the weights come in for every sweep")
     )
     print(
-        f"time        {_duration(3600 * expected.hours(device, found.num_devices))} on {several}{device.name} at "
+        f"time        {duration_text(3600 * expected.hours(device, found.num_devices))} on {several}{device.name} at "
         f"{device.flops_per_second / 1e12:.3g} TFLOP/s ({speed}); timing, tasks and exports aside"
     )
     print("nothing was written (dry run)")
@@ -137,13 +139,13 @@ def _phases(found: Preview, recipe: Recipe) -> Table:
             f"{phase.forward_passes:.1f}",
             f"{phase.unit_evaluations:,}",
             f"{phase.flops / 1e12:,.4g}",
-            _bytes(phase.working_bytes + phase.host_bytes),
-            _duration(seconds),
+            bytes_text(phase.working_bytes + phase.host_bytes),
+            duration_text(seconds),
         )
     return table
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
     """In units of 1000, as disks and data sheets count."""
     for name in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -152,7 +154,8 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """A time as people say it, to two digits."""
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

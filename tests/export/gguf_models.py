@@ -22,7 +22,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-SPECIAL = {"qwen2": WHOLE, "gemma3_text": REGULAR, "mistral": {"sliding_window": None}}
+SPECIAL = {
+    "qwen2": WHOLE,
+    "qwen3": WHOLE,
+    "phi3": {"sliding_window": None},
+    "gemma2": REGULAR | {"layer_types": ["sliding_attention", "full_attention"] * 3},
+    "gemma3_text": REGULAR,
+    "mistral": {"sliding_window": None},
+}
 
 
 def make(family="llama", removed=(), **changes):

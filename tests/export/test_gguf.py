@@ -225,11 +225,20 @@ def test_a_value_that_f16_cannot_hold_is_refused(tmp_path):
     ("family", "changes", "words"),
     [
         (
-            "phi3",
+            "gpt2",
             {},
-            "written for llama, .*, and this is a phi3 model; use the form hf and .*convert_hf_to_gguf",
+            "written for llama, .*, and this is a gpt2 model; use the form hf and .*convert_hf_to_gguf",
         ),
-        ("gpt2", {}, "this is a gpt2 model"),
+        (
+            "gemma2",
+            tiny.SLIDING | {"query_pre_attn_scalar": 8},
+            "gemma2 only knows full attention after every so many sliding ones",
+        ),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": None},
+            "does not know logits without soft caps",
+        ),
         ("llama", {"hidden_act": "gelu"}, "llama.cpp's llama does not know the activation gelu; use the form hf"),
         (
             "llama",

@@ -101,7 +101,10 @@ def test_a_family_that_is_never_held_is_refused_before_the_search(tmp_path, outc
     monkeypatch.setattr("depthcut.model.load.ModelSource.load_model", None)
     code, printed = outcome("prune", tmp_path / "gpt2", *PRUNE, "--export", "gguf", "-o", tmp_path / "out")
     assert code == 2
-    assert "GGUF is written for llama, mistral, qwen2, gemma3_text, and this is a gpt2 model" in printed.err
+    assert (
+        "GGUF is written for llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3_text, and this is a gpt2 model"
+        in printed.err
+    )
 
 
 def test_what_was_found_is_kept_where_a_form_cannot_hold_it(tmp_path, outcome):
@@ -145,8 +148,8 @@ class TestFromAGguf:
         assert source_tokenizer_keys(config) == {}
 
     def test_a_pruned_gguf_can_be_worked_on_further(self, source, tmp_path, outcome):
-        plan = make_plan(source, "1.ffn+2.attn")
-        written, _ = apply_to_gguf(str(source), plan, tmp_path / "out")
+        make_plan(source, "1.ffn+2.attn").write(tmp_path / "plan.json")
+        written, _ = apply_to_gguf(str(source), tmp_path / "plan.json", tmp_path / "out")
         code, printed = outcome("prune", written, *PRUNE, "-o", tmp_path / "again")
         assert code == 0, printed.err
         assert json.loads((tmp_path / "again" / "config.json").read_text())["num_hidden_layers"] == tiny.NUM_BLOCKS - 2

@@ -55,6 +55,10 @@ def write_and_verify(model, folder, tensor_type=None, tokens=None, ids=IDS):
         ("mistral", PAIRS, {}),
         ("mistral", LACKING, {}),
         ("qwen2", PAIRS, {}),
+        ("qwen3", PAIRS, {}),
+        ("phi3", PAIRS, {}),
+        # Sliding, sliding, sliding, full: not the rhythm that llama.cpp takes where the file says nothing.
+        ("gemma2", "1.attn 1.ffn 2.ffn 3.attn", {}),
         ("qwen2", LACKING, {}),
         ("qwen2", "5.attn", WHOLE | {"tie_word_embeddings": True}),
         # The scored text is longer than the window of 4 tokens.
@@ -125,12 +129,12 @@ class TestTraps:
         self.expect("llama.cpp scores a text with", make(family, removed.split()), tmp_path)
 
     def test_norms_without_the_one(self, tmp_path, monkeypatch):
-        plain = convert.Family("gemma3", convert.GEMMA3_NAMES)
-        monkeypatch.setitem(convert.FAMILIES, "gemma3_text", plain)
+        plain = convert.Family("gemma3", convert.GEMMA3_NAMES, by_width=62)
+        monkeypatch.setitem(convert.GGUF_FAMILIES, "gemma3_text", plain)
         self.expect(r"llama.cpp (scores a text with|decodes other tokens)", make("gemma3_text"), tmp_path)
 
     def test_another_rhythm_of_windows(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(convert, "window_period", lambda _: 6)
+        monkeypatch.setattr(convert, "window_period", lambda *_: 6)
         self.expect("llama.cpp scores a text with", make("gemma3_text"), tmp_path)
 
     def test_frequencies_without_their_scaling(self, tmp_path, monkeypatch):

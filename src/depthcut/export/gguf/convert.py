@@ -57,13 +57,14 @@ PRE_NORM_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-GEMMA3_NAMES = PRE_NORM_NAMES | {
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
+HEAD_NORM_NAMES = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+GEMMA2_NAMES = PRE_NORM_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+GEMMA3_NAMES = GEMMA2_NAMES | HEAD_NORM_NAMES
+PHI3_NAMES = PRE_NORM_NAMES | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,27 @@ class Family:
         names: of a block's tensors, by module.
         interleaved: whether that architecture pairs neighbouring rows.
         norm_offset: added to the weights of norms.
+        by_width: of those in which attentions slide at a rhythm, the count of blocks at which llama.cpp scales
+            attention by the width of the model, not of a head.
     """
 
     architecture: str
     names: dict[str, str] = field(default_factory=lambda: PRE_NORM_NAMES)
     interleaved: bool = False
     norm_offset: float = 0.0
+    by_width: int = 0
 
 
 GGUF_FAMILIES = {
     "llama": Family("llama", interleaved=True),
     "mistral": Family("llama", interleaved=True),
     "qwen2": Family("qwen2"),
-    "gemma3_text": Family("gemma3", GEMMA3_NAMES, norm_offset=1.0),
+    "qwen3": Family("qwen3", PRE_NORM_NAMES | HEAD_NORM_NAMES),
+    "phi3": Family("phi3", PHI3_NAMES),
+    "gemma2": Family("gemma2", GEMMA2_NAMES, norm_offset=1.0, by_width=46),
+    "gemma3_text": Family("gemma3", GEMMA3_NAMES, norm_offset=1.0, by_width=62),
 }
+CONVERTER = "llama.cpp's converter: python convert_hf_to_gguf.py OUT --outfile model.gguf"
 GLOBAL_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
@@ -99,7 +107,7 @@ def find_family(config: PreTrainedConfig) -> Family:
         InputError: it is not written, or does something that llama.cpp's graph does not.
     """
     model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
-    otherwise = "use the form hf" + ("" if is_marked(config) else " and llama.cpp's convert_hf_to_gguf.py")
+    otherwise = "use the form hf" + ("" if is_marked(config) else f" and {CONVERTER}")
     if model_type not in GGUF_FAMILIES:
         raise InputError(
             f"GGUF is written for {', '.join(GGUF_FAMILIES)}, and this is a {model_type} model; {otherwise}"
@@ -110,17 +118,17 @@ def find_family(config: PreTrainedConfig) -> Family:
             f"llama.cpp runs blocks that lack sublayers only of {', '.join(DECI_FROM)} models, not of {model_type}; "
             "remove blocks or pairs, or use the form hf"
         )
-    for there, reason in _obstacles(config):
+    for there, reason in _obstacles(config, family):
         if there:
             raise InputError(f"llama.cpp's {family.architecture} does not know {reason}; use the form hf")
-    if model_type == "gemma3_text":
-        window_period(_sliding(config))
+    if family.by_width:
+        window_period(_sliding(config), family.architecture)
     return family
 
 
-def _obstacles(config: PreTrainedConfig) -> Iterator[tuple[bool, str]]:
+def _obstacles(config: PreTrainedConfig, family: Family) -> Iterator[tuple[bool, str]]:
     """What a configuration may ask for that llama.cpp's graphs do not do."""
-    gemma = str(config.model_type) == "gemma3_text"
+    gemma = bool(family.by_width)
     activation = config.hidden_activation if gemma else config.hidden_act
     yield activation != ("gelu_pytorch_tanh" if gemma else "silu"), f"the activation {activation}"
     for rope in _ropes(config).values():
@@ -128,17 +136,20 @@ def _obstacles(config: PreTrainedConfig) -> Iterator[tuple[bool, str]]:
         yield rope.get("partial_rotary_factor", 1.0) != 1.0, "rotation of a part of each head"
     if gemma:
         known = math.isclose(config.query_pre_attn_scalar, config.head_dim)
-        if config.num_hidden_layers == 62:
-            # By this count llama.cpp knows the 27B model, whose attention is scaled by width.
+        if config.num_hidden_layers == family.by_width:
+            # By this count llama.cpp knows the 27B model.
             known = math.isclose(config.query_pre_attn_scalar, config.hidden_size / config.num_attention_heads)
         yield not known, f"attention scaled by {config.query_pre_attn_scalar} at {config.num_hidden_layers} blocks"
-        yield _ropes(config)["sliding_attention"]["rope_type"] != "default", "rotary scaling of sliding attention"
-        yield bool(config.final_logit_softcapping or config.attn_logit_softcapping), "soft-capped logits"
+        sliding_rope = _ropes(config).get("sliding_attention", _ropes(config)["full_attention"])
+        yield sliding_rope["rope_type"] != "default", "rotary scaling of sliding attention"
+        capped = family.architecture == "gemma2"
+        caps = {bool(config.final_logit_softcapping), bool(config.attn_logit_softcapping)}
+        yield caps != {capped}, "logits without soft caps" if capped else "soft-capped logits"
         yield bool(config.use_bidirectional_attention), "attention in both directions"
         return
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if config.model_type.removeprefix(PRUNED_PREFIX) == "mistral":
+    if config.model_type.removeprefix(PRUNED_PREFIX) in ("mistral", "phi3"):
         slides = window is not None and window < config.max_position_embeddings
     yield slides, f"the sliding window of {window} tokens"
 
@@ -174,7 +185,9 @@ def metadata(config: PreTrainedConfig, kind: GGMLQuantizationType) -> dict[str, 
     architecture = DECI if is_marked(config) else family.architecture
     origin = getattr(config, "depthcut", None) or {}
     model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
-    name = Path(origin.get("base_model", {}).get("source", model_type)).name
+    # Of a name with `phi3` in it llama.cpp takes for granted what tokens there are.
+    nameless = "phi" if model_type == "phi3" else model_type
+    name = Path(origin.get("base_model", {}).get("source", nameless)).name
     keys: dict[str, Value] = {
         "general.architecture": Value.of(GGUFValueType.STRING, architecture),
         "general.type": Value.of(GGUFValueType.STRING, "model"),
@@ -199,10 +212,16 @@ def metadata(config: PreTrainedConfig, kind: GGMLQuantizationType) -> dict[str, 
     if rope["rope_type"] == "linear":
         keys[f"{architecture}.rope.scaling.type"] = Value.of(GGUFValueType.STRING, "linear")
         numbers["rope.scaling.factor"] = rope["factor"]
-    if architecture == "gemma3":
+    if family.by_width:
         counts["attention.sliding_window"] = config.sliding_window
-        counts["attention.sliding_window_pattern"] = window_period(_sliding(config))
+        counts["attention.sliding_window_pattern"] = window_period(_sliding(config), architecture)
+    if architecture == "gemma3":
         numbers["rope.freq_base_swa"] = _ropes(config)["sliding_attention"]["rope_theta"]
+    if architecture == "gemma2":
+        numbers["attn_logit_softcapping"] = config.attn_logit_softcapping
+        numbers["final_logit_softcapping"] = config.final_logit_softcapping
+    if architecture == "phi3":
+        counts["rope.scaling.original_context_length"] = config.max_position_embeddings
     keys |= {f"{architecture}.{key}": Value.of(GGUFValueType.UINT32, count) for key, count in counts.items()}
     keys |= {f"{architecture}.{key}": Value.of(GGUFValueType.FLOAT32, number) for key, number in numbers.items()}
     if architecture == DECI:

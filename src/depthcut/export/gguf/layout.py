@@ -144,8 +144,8 @@ def fitting_period(sliding: Sequence[bool]) -> int | None:
     return None
 
 
-def window_period(sliding: Sequence[bool]) -> int:
-    """The period p by which llama.cpp's `gemma3` says which attentions slide: all but those at p-1, 2p-1, ...
+def window_period(sliding: Sequence[bool], architecture: str = "gemma3") -> int:
+    """The period p by which llama.cpp's Gemmas say which attentions slide: all but those at p-1, 2p-1, ...
 
     Raises:
         InputError: no period says it, and llama.cpp passes over a list, which other architectures may give; or none
@@ -156,8 +156,9 @@ def window_period(sliding: Sequence[bool]) -> int:
         return period
     rhythm = "".join("s" if slides else "f" for slides in sliding)
     raise InputError(
-        "llama.cpp's gemma3 only knows full attention after every so many sliding ones, and the kept attentions are "
-        f"{rhythm} (s slides, f is full); remove equally many sliding ones before every full one, or use the form hf"
+        f"llama.cpp's {architecture} only knows full attention after every so many sliding ones, and the kept "
+        f"attentions are {rhythm} (s slides, f is full); remove equally many sliding ones before every full one, or "
+        "use the form hf"
     )
 
 

@@ -164,7 +164,7 @@ def test_a_model_in_memory_is_asked_without_a_file(dense, tasks):
         (["--tasks", "colours", "--num-fewshot", "-1"], "-1 examples cannot stand before a question"),
         (["--tasks", "programs"], "the task programs runs code that the model writes"),
         (["--tasks", "broken"], "the task broken cannot be read"),
-        (["--tasks", ","], "no task was named; give names of lm-evaluation-harness"),
+        (["--tasks", ","], "--tasks ',' names nothing; give names with commas"),
         (["--tasks", "colours", "--batch-size", "many"], "batch size 'many' is no number of requests; write auto"),
         (
             ["--tasks", "colours", "--cache-dir", "/dev/null/cache"],

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from depthcut.registry import split_names
 from depthcut.run.options import FORMS, PANELS, RUN, Options, option_of
-from depthcut.types import Record
+from depthcut.types import InputError, Record
 
 Given = dict[str, Any]
 """What a command was given of the fields that it takes, by name."""
@@ -85,7 +85,7 @@ def takes(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def called(**given: Any) -> None:
-            options = {name: _read(known[name], given.pop(name)) for name in known}
+            options = {name: _read(name, known[name], given.pop(name)) for name in known}
             command(options=options, **given)
 
         own = inspect.signature(command, eval_str=True).parameters
@@ -106,9 +106,18 @@ def _about(field: FieldInfo) -> dict[str, Any]:
     return about
 
 
-def _read(field: FieldInfo, given: Any) -> Any:
-    """What the field holds: lists are written with commas, or by giving the option several times."""
-    return split_names(given) if typing.get_origin(field.annotation) is tuple and isinstance(given, str) else given
+def _read(name: str, field: FieldInfo, given: Any) -> Any:
+    """What the field holds: lists are written with commas, or by giving the option several times.
+
+    Raises:
+        InputError: a list names nothing.
+    """
+    if typing.get_origin(field.annotation) is not tuple or not isinstance(given, str):
+        return given
+    items = split_names(given)
+    if given and not items:
+        raise InputError(f"--{name.replace('_', '-')} {given!r} names nothing; give names with commas, or leave it out")
+    return items
 
 
 def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:

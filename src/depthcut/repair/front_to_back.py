@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthcut.model.stream import Batch, DecoderStream, Pass
-from depthcut.model.sublayers import missing_units
 from depthcut.repair import Damage
+from depthcut.repair.groups import Group, find_groups
 from depthcut.repair.moments import Moments, held_out_sequences
 from depthcut.repair.projections import (
     calls_of,
@@ -29,35 +29,12 @@ from depthcut.repair.projections import (
     replace_matrix,
 )
 from depthcut.repair.rooms import Rooms
-from depthcut.types import Unit
 
 MOST_STREAMS = 5
 """Streams of all sequences that exist together: the dense one at three positions, the pruned one at two."""
 
 FLOAT32_RIDGE = 1e-3
 """From this ridge on, relative to the mean energy of the inputs, the rounding of float32 in their moments is hidden."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Kept sublayers that are entered together: one, or those of a block whose branches are parallel.
-
-    Attributes:
-        dense: the units in the dense model.
-        pruned: the same units in the pruned one.
-        dense_stop: position in the dense model where the next group begins.
-        pruned_start, pruned_stop: positions in the pruned model, likewise.
-        before_removal: whether something was removed from where it is to where the next group begins.
-        after_removal: whether something was removed before it.
-    """
-
-    dense: tuple[Unit, ...]
-    pruned: tuple[Unit, ...]
-    dense_stop: int
-    pruned_start: int
-    pruned_stop: int
-    before_removal: bool
-    after_removal: bool
 
 
 @dataclass
@@ -121,7 +98,7 @@ class FrontToBack:
         """Yields the groups next to removed runs, in order; with a group, the following one where that stands directly
         before a removed run, else None. The caller leaves each group by `advance` or `leave`.
         """
-        found = list(self._find_groups())
+        found = find_groups(self.dense, self.pruned, self.damage.removed)
         cuts = [group if group.before_removal else None for group in found[1:]] + [None]
         concerned = [
             (group, cut)
@@ -152,38 +129,6 @@ class FrontToBack:
                 self.damage.advance(100 / len(concerned))
         finally:
             self.damage.advance(100 * num_left / len(concerned))
-
-    def _find_groups(self) -> Iterator[Group]:
-        dense, pruned, removed = self.dense, self.pruned, self.damage.removed
-        missing = missing_units(pruned.model.config)
-        kept = [unit for unit in dense.units if unit not in removed]
-        present = [unit for unit in pruned.units if unit not in missing]
-        pairs = list(zip(kept, present, strict=True))
-        per_block = len(dense.architecture.branches)
-        groups: list[list[tuple[Unit, Unit]]] = []
-        for pair in pairs:
-            if dense.architecture.parallel and groups and groups[-1][0][0].layer == pair[0].layer:
-                groups[-1].append(pair)
-            else:
-                groups.append([pair])
-
-        def start(stream: DecoderStream, unit: Unit) -> int:
-            position = stream.units.index(unit)
-            return position - position % per_block if dense.architecture.parallel else position
-
-        for index, group in enumerate(groups):
-            following = groups[index + 1][0] if index + 1 < len(groups) else None
-            dense_start = start(dense, group[0][0])
-            dense_stop = start(dense, following[0]) if following else len(dense.units)
-            yield Group(
-                dense=tuple(pair[0] for pair in group),
-                pruned=tuple(pair[1] for pair in group),
-                dense_stop=dense_stop,
-                pruned_start=start(pruned, group[0][1]),
-                pruned_stop=start(pruned, following[1]) if following else len(pruned.units),
-                before_removal=bool(removed.intersection(dense.units[dense_start:dense_stop])),
-                after_removal=bool(removed.intersection(dense.units[:dense_start])),
-            )
 
     def _batches(self, stream: DecoderStream) -> Iterator[tuple[slice, Batch]]:
         samples = self.damage.text

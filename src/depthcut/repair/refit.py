@@ -32,7 +32,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.model.branches import Architecture
 from depthcut.model.stream import DecoderStream, Pass
 from depthcut.repair import REPAIRS, Damage, Repaired
-from depthcut.repair.front_to_back import FrontToBack, Group, WeightChange
+from depthcut.repair.front_to_back import FrontToBack, WeightChange
+from depthcut.repair.groups import Group
 from depthcut.repair.judge import Judge
 from depthcut.surgery import twin
 from depthcut.types import InputError

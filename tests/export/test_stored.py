@@ -183,6 +183,18 @@ def test_a_budget_in_bytes_counts_what_is_stored(tmp_path):
     assert share == pytest.approx(1 - 2 * of_block / plain.num_parameters(), rel=2e-2)
 
 
+def test_a_budget_in_bytes_needs_the_files(tmp_path):
+    save(tmp_path / "dense", "fp8")
+    (tmp_path / "dense" / "model.safetensors").unlink()
+    source = resolve(str(tmp_path / "dense"), needs_weights=False)
+    for budget in ("bytes=1MB", "memory=1MB,context=16"):
+        recipe = Recipe.build(model=str(tmp_path / "dense"), method="shortgpt", budget=budget)
+        with pytest.raises(InputError, match="stored as fp8, only their files say; download the model first"):
+            pose_problem(recipe, source)
+    recipe = Recipe.build(model=str(tmp_path / "dense"), method="shortgpt", budget="parameters=0.8")
+    assert pose_problem(recipe, source).budget.amount == 0.8
+
+
 def test_what_nothing_dequantises_is_refused_before_weights_load(tmp_path):
     save(tmp_path / "dense", "fp8")
     file = tmp_path / "dense" / "config.json"

@@ -14,7 +14,7 @@ from depthcut.preview.estimate import RunEstimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import find_model, load, memory_of, pose_problem, prepare
+from depthcut.run.session import find_model, load, memory_of, pose_problem, prepare, settle_storage
 from depthcut.search.problem import Problem
 from depthcut.types import Cost, InputError, Plan, Unit
 
@@ -59,7 +59,7 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
     check_profile(device_profile)
     if num_devices < 1:
         raise InputError(f"{num_devices} devices cannot run anything; give --devices 1 or more")
-    source = find_model(recipe, needs_weights=False)
+    recipe, source = settle_storage(recipe, find_model(recipe, needs_weights=False))
     problem = pose_problem(recipe, source)
     search = recipe.build_search()
     measured = problem.budget.kind == "increase" or problem.budget.is_timed

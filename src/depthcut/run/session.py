@@ -126,7 +126,10 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
 
 def _budget(recipe: Recipe, source: ModelSource, sizes: ModelSizes) -> Budget:
     """What has to go of this model; bytes are those of the written model's weights."""
-    return recipe.parsed_budget.of_weights(sizes.parameters, _stored_bytes(source, sizes))
+    budget = recipe.parsed_budget
+    if not any(each.kind == "bytes" for each in budget.all):
+        return budget
+    return budget.of_weights(sizes.parameters, _stored_bytes(source, sizes))
 
 
 def _memory(source: ModelSource, sizes: ModelSizes, budget: Budget) -> Memory | None:
@@ -148,10 +151,20 @@ def memory_of(source: ModelSource, sizes: ModelSizes, context: int, batch: int =
 
 
 def _stored_bytes(source: ModelSource, sizes: ModelSizes) -> StoredBytes:
-    """What the written model's weights take. Of those that stay quantised the files say it, the blocks' on average."""
+    """What the written model's weights take. Of those that stay quantised the files say it, the blocks' on average.
+
+    Raises:
+        InputError: the files are not here.
+    """
     of_units = sum(size.parameters for size in sizes.units.values())
     if source.stays_quantised or (source.is_dequantised and source.as_stored):
         lying = lying_in(source.folder)
+        if not lying:
+            raise InputError(
+                f"what the weights of {source.provenance.source} take, stored as {source.provenance.quantisation}, "
+                "only their files say; download the model first and give its directory, or a share: --budget "
+                "parameters=0.8"
+            )
         total = sum(tensor.num_bytes for tensor in lying.values())
         blocks = [lying[name].num_bytes for name in lying if block_index(source.architecture, name) is not None]
         return StoredBytes(total, sum(blocks) / of_units)

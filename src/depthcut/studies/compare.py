@@ -53,14 +53,6 @@ def compare(
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
     posed = [pose_method(recipe, source, name, budgets) for name in methods]
-    sizes = next(iter(posed[0].problems.values())).sizes
-    held = 1 - sizes.parameters_without(sizes.units) / sizes.parameters
-    for ratio in ratios:
-        if _share(ratio) >= held:
-            raise InputError(
-                f"cannot remove {ratio} of the parameters: the blocks hold {100 * held:.0f}% of them, and something "
-                "must remain; ask for less"
-            )
     first = next(iter(posed[0].recipes.values()))
     prepared = prepare_repairs(first, source, repairs)
     settings = recipe.model_dump(mode="json", exclude={"method"}) | {

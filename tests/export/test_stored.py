@@ -195,13 +195,29 @@ def test_a_budget_in_bytes_needs_the_files(tmp_path):
     assert pose_problem(recipe, source).budget.amount == 0.8
 
 
-def test_what_nothing_dequantises_is_refused_before_weights_load(tmp_path):
-    save(tmp_path / "dense", "fp8")
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (
+            "fp8",
+            {"quant_method": "aqlm"},
+            "stored as aqlm, cannot be computed with: neither .*; give the model unquant",
+        ),
+        (
+            "gptq",
+            {"checkpoint_format": "marlin"},
+            r"one engine \(checkpoint_format marlin\), .* layout gptq or gptq_v2",
+        ),
+        ("awq", {"version": "GEMV"}, r"one engine \(version gemv\), which nothing unpacks here"),
+    ],
+)
+def test_what_nothing_dequantises_is_refused_before_weights_load(kind, changes, words, tmp_path):
+    save(tmp_path / "dense", kind)
     file = tmp_path / "dense" / "config.json"
     entries = json.loads(file.read_text())
-    entries["quantization_config"]["quant_method"] = "aqlm"
+    entries["quantization_config"] |= changes
     file.write_text(json.dumps(entries))
-    with pytest.raises(InputError, match="stored as aqlm, cannot be computed with: neither .*; give the model unquant"):
+    with pytest.raises(InputError, match=words):
         resolve(str(tmp_path / "dense"))
 
 

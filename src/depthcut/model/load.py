@@ -44,7 +44,7 @@ from depthcut.model.paging import Pager, take_weights
 from depthcut.model.precision import computing_dtype, write_in
 from depthcut.model.prediction import PredictionLayers, find_prediction_layers
 from depthcut.model.probe import know
-from depthcut.model.quantisation import DEQUANTISED, quantisation, quiet, require_reader, settle
+from depthcut.model.quantisation import DEQUANTISED, quantisation, quantisation_entries, quiet, require_reader, settle
 from depthcut.model.reading import reading, reading_entries
 from depthcut.model.stored import reading_config, remember
 from depthcut.model.sublayers import register
@@ -361,7 +361,7 @@ def resolve(
             )
         check_adapter(merged, name, config, empty_model(config, torch.float32))
     if stored_as is not None and not gguf_file:
-        require_reader(stored_as, f"the model {name}, stored as {stored_as},")
+        require_reader(stored_as, f"the model {name}, stored as {stored_as},", quantisation_entries(config))
     computed = stored if dtype == "auto" else dtype
     # What was computed in 16 bits has no more to write.
     own = OF_GGUF.get(stored_as or "", "bfloat16") if gguf_file else stored

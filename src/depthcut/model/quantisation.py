@@ -65,11 +65,16 @@ def kind_of(entries: Mapping[str, Any]) -> str | None:
     return str(method.value if isinstance(method, Enum) else method)
 
 
-def require_reader(stored: str, what: str) -> None:
-    """Raises InputError where a kind of storage is not known, or the package that reads it is missing.
+LAYOUTS = {"gptq": ("checkpoint_format", ("gptq", "gptq_v2")), "awq": ("version", ("gemm",))}
+"""Ways of storing that have several layouts: the entry that names it, and those that are unpacked here."""
+
+
+def require_reader(stored: str, what: str, entries: Mapping[str, Any] | None = None) -> None:
+    """Raises InputError where a kind of storage is not known or the package that reads it is missing.
 
     Args:
         what: subject of the sentence.
+        entries: of the `quantization_config`, which may name a layout that nothing here unpacks.
     """
     if stored not in (*BITSANDBYTES_FORMS, *DEQUANTISED, TORCHAO):
         raise InputError(
@@ -79,6 +84,13 @@ def require_reader(stored: str, what: str) -> None:
     package, install = PACKAGES.get(stored, ("", ""))
     if package and importlib.util.find_spec(package.replace("-", "_")) is None:
         raise InputError(f"{what} needs the package {package}; run: pip install {install}")
+    entry, known = LAYOUTS.get(stored, ("", ()))
+    layout = str((entries or {}).get(entry) or (known or [""])[0]).lower()
+    if entry and layout not in known:
+        raise InputError(
+            f"{what} is laid out for the kernels of one engine ({entry} {layout}), which nothing unpacks here; give it "
+            f"in the layout {' or '.join(known)}"
+        )
 
 
 def require_unquantised(config: PreTrainedConfig, form: str) -> None:

@@ -39,3 +39,11 @@ def test_the_command_for_another_cut_makes_that_model_with_the_runs_own_repair(t
     assert second.plan == Plan.from_file("plan.json").applying(1)
     assert [repair.method for repair in second.repairs] == ["refit"]
     assert second.repairs[0].text.num_samples == first.repairs[0].text.num_samples
+
+
+def test_a_page_goes_into_a_folder_that_is_there(tmp_path, command):
+    for given, words in (
+        (tmp_path, f"{tmp_path} is a folder; name a file in it, such as {tmp_path / 'report.html'}"),
+        (tmp_path / "none/page.html", f"there is no folder {tmp_path / 'none'} to write page.html into; make it"),
+    ):
+        assert words in command("report", tmp_path, "-o", given, code=2)

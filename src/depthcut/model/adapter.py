@@ -12,8 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from depthcut.model.files import named_path
 from depthcut.model.headers import stored_tensors
@@ -34,16 +33,21 @@ def adapter_files(folder: Path) -> list[Path]:
     return files
 
 
-def check_adapter(folder: Path, model_name: str, config: PreTrainedConfig, made: nn.Module) -> None:
+def check_adapter(folder: Path, model_name: str, stored_as: str | None, made: PreTrainedModel) -> None:
     """Checks without weights that an adapter is one of this model.
 
     Args:
         model_name: as the user wrote it.
+        stored_as: how the weights are quantised; None where they are not.
         made: the model without weights.
 
     Raises:
-        InputError: it is of another model, or peft is missing.
+        InputError: it is of another model, there is nothing it can be merged into, or peft is missing.
     """
+    if stored_as is not None:
+        raise InputError(
+            f"{model_name} is stored as {stored_as}, and merging an adapter changes weights; give the model unquantised"
+        )
     if importlib.util.find_spec("peft") is None:
         raise InputError("merging an adapter needs the package peft; run: pip install 'depthcut[heal]'")
     adapter_files(folder)
@@ -54,7 +58,7 @@ def check_adapter(folder: Path, model_name: str, config: PreTrainedConfig, made:
         raise InputError(
             f"{folder / CONFIG} does not say which model the adapter is of; train or write it again"
         ) from error
-    origin: Any = getattr(config, "depthcut", None)
+    origin: Any = getattr(made.config, "depthcut", None)
     if isinstance(origin, dict) and origin.get("removed") and not _is_same(base, model_name):
         raise InputError(
             f"the adapter {folder} is of {base}, and the blocks of {model_name} are counted anew, so that it would fit "

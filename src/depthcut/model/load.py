@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from depthcut.gguf.blocks import check_blocks
+from depthcut.gguf.container import read_file
 from depthcut.model.adapter import adapter_files, check_adapter, merge_adapter
 from depthcut.model.architectures import find_architecture
 from depthcut.model.branches import Architecture
@@ -324,6 +326,7 @@ def resolve(
     elif path.suffix == ".gguf":
         kind, folder, gguf_file = "gguf", path.parent, path.name
         check_gguf(path)
+        check_blocks(read_file(path))
     else:
         patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"] + (["*.py"] if trust_remote_code else [])
         kind, folder, gguf_file = "hub", download(name, revision, patterns), None
@@ -355,11 +358,7 @@ def resolve(
             require_shapes(folder, stored_tensors(folder), made)
     merged = named_path(adapter) if adapter else None
     if merged is not None:
-        if stored_as is not None:
-            raise InputError(
-                f"{name} is stored as {stored_as}, and merging an adapter changes weights; give the model unquantised"
-            )
-        check_adapter(merged, name, config, empty_model(config, torch.float32))
+        check_adapter(merged, name, stored_as, empty_model(config, torch.float32))
     if stored_as is not None and not gguf_file:
         require_reader(stored_as, f"the model {name}, stored as {stored_as},", quantisation_entries(config))
     computed = stored if dtype == "auto" else dtype

@@ -93,11 +93,18 @@ def answers(written):
     return question, load_file(folder / "answers.safetensors")
 
 
+def loss(logits, ids):
+    """Nats a token."""
+    return float(torch.nn.functional.cross_entropy(logits[0, :-1].double(), ids[0, 1:]))
+
+
 @pytest.mark.parametrize("name", [*CASES, "demo"])
 @torch.no_grad()
 def test_transformers_4_finds_the_model_in_memory(name, written, answers):
     pruned, tokenizers, _ = written
     question, found = answers
-    logits = pruned[name](input_ids=torch.tensor(question["input_ids"][name]), use_cache=False).logits
+    ids = torch.tensor(question["input_ids"][name])
+    logits = pruned[name](input_ids=ids, use_cache=False).logits
     assert (found[f"{name}.logits"] - logits).abs().max() <= 1e-4 * logits.abs().max()
+    assert abs(loss(found[f"{name}.logits"], ids) - loss(logits, ids)) <= 1e-4
     assert found[f"{name}.tokens"][0].tolist() == tokenizers[name](TEXT)["input_ids"]

@@ -5,9 +5,8 @@ import struct
 import pytest
 
 import tiny
-from depthcut.export.gguf.copy import plan_copy
-from depthcut.gguf.container import read_file
 from depthcut.model.load import resolve
+from depthcut.run.apply_gguf import apply_to_gguf
 from depthcut.types import InputError
 from export import gguf_models
 
@@ -30,7 +29,7 @@ def test_a_count_that_is_not_that_of_the_tensors(content, tmp_path, count):
     with pytest.raises(InputError, match=words):
         resolve(str(file))
     with pytest.raises(InputError, match=words):
-        plan_copy(read_file(file), ())
+        apply_to_gguf(str(file), tmp_path / "plan.json", tmp_path / "out")
 
 
 def test_the_encoder_beside_a_multimodal_model(content, tmp_path):

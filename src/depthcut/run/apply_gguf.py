@@ -8,6 +8,7 @@ from pathlib import Path
 
 from depthcut.export.gguf.copy import Copy, model_type, plan_copy, unit_kinds
 from depthcut.export.gguf.layout import file_name, type_name
+from depthcut.gguf.blocks import check_blocks
 from depthcut.gguf.container import GgufFile, gguf_parts, read_model
 from depthcut.gguf.imatrix import cut_imatrix
 from depthcut.model.files import file_digest, find_gguf, gguf_type
@@ -51,6 +52,7 @@ def apply_to_gguf(
     if imatrix is not None and not imatrix.is_file():
         raise InputError(f"there is no file {imatrix}")
     source = read_model(path)
+    check_blocks(source)
     dense = plan_copy(source, ())
     kinds = unit_kinds(source.get("general.architecture"))
     plan = read_plan(plan_file, _provenance(model, source, dense), len(kinds))

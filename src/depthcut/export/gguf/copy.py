@@ -31,7 +31,6 @@ from depthcut.export.gguf.layout import (
     window_period,
 )
 from depthcut.export.gguf.whole_blocks import cut_blocks, removed_blocks
-from depthcut.gguf.blocks import check_blocks
 from depthcut.gguf.container import GgufFile, StoredTensor, Tensor, Value, read_file, write_file
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.packing import PackedBlock, check_units, is_dense, pack
@@ -204,7 +203,6 @@ def _require_sound(source: GgufFile, architecture: str) -> None:
     """Raises InputError where the file is no model's, or lacks what all of its kind have."""
     if source.get("general.type", "model") != "model" or f"{architecture}.block_count" not in source.metadata:
         raise InputError(f"{source.path} holds no language model (general.type {source.get('general.type')!r})")
-    check_blocks(source)
     for key in ("embedding_length", "attention.head_count", "feed_forward_length"):
         if architecture in MODEL_TYPES and f"{architecture}.{key}" not in source.metadata:
             raise InputError(f"{source.path} is damaged: it has no {architecture}.{key}")

@@ -76,13 +76,14 @@ class Unit:
         return cls(int(match[1]), match[2])  # type: ignore[arg-type]
 
 
+UNIT_PATTERN = r"^\d+\.(attn|ffn|mixer|block)$"
 UnitField = Annotated[
     Unit,
     BeforeValidator(Unit.parse),
     PlainSerializer(str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+\.(attn|ffn|mixer|block)$", "examples": ["17.attn"]}),
+    WithJsonSchema({"type": "string", "pattern": UNIT_PATTERN, "examples": ["17.attn"]}),
 ]
-UnitName = Annotated[str, Field(pattern=r"^\d+\.(attn|ffn|mixer)$")]
+UnitName = Annotated[str, Field(pattern=UNIT_PATTERN)]
 Removal = tuple[UnitField, ...]
 """What leaves in one step: one unit, or the units of a block or pair."""
 

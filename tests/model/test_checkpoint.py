@@ -23,7 +23,7 @@ from depthcut.process.journal import Journal
 from depthcut.recipes import read_options
 from depthcut.run.recipe import Recipe
 from depthcut.search.budget import StoredBytes
-from depthcut.types import InputError, Plan, Provenance, Step, Unit
+from depthcut.types import InputError, Plan, Provenance, Step, Unit, UnitSize
 
 SECONDS_AT_MOST = 60
 
@@ -289,6 +289,11 @@ def test_sizes_that_no_model_has(tmp_path, sizes, words):
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(json.loads(made.to_json()) | {"unit_sizes": sizes}))
     assert words in told(Plan.from_file, file)
+
+
+def test_sizes_of_whole_blocks_are_read():
+    _, made = plan(unit_sizes={"0.block": UnitSize(parameters=1, kv_bytes_per_token=0)})
+    assert Plan.model_validate_json(made.to_json()) == made
 
 
 def test_a_plan_of_another_number_of_blocks():

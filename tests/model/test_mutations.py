@@ -13,7 +13,7 @@ from depthcut import cli
 from depthcut.ablation.ledger import Ledger
 from depthcut.process.journal import Journal
 from depthcut.run import apply as run_apply
-from depthcut.run.by_hand import read_plan
+from depthcut.run.plan_file import read_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, pose_problem, prepare
 from depthcut.types import InputError, Plan, Step, Unit
@@ -104,7 +104,9 @@ def test_mutated_files_end_in_a_sentence(model, recipe, name, monkeypatch, tmp_p
     def of_plan():
         command(["validate", str(path)], monkeypatch)
         monkeypatch.setattr(run_apply, "load", load)
-        run_apply.apply_plan(recipe, lambda source: read_plan(path, source), tmp_path / "out", overwrite=True)
+        run_apply.apply_plan(
+            recipe, lambda source: read_plan(path, source.provenance, 2), tmp_path / "out", overwrite=True
+        )
 
     def of_model():
         source = find_model(recipe)

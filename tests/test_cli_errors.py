@@ -189,7 +189,7 @@ class TestModel:
         [
             ("zamba2", "its blocks share attentions"),
             ("t5", "they have an encoder beside the decoder"),
-            ("openai-gpt", "its blocks normalise the sum of stream and branch"),
+            ("hrm_text", "it runs its blocks several times over"),
         ],
     )
     def test_unsupported_family_says_why(self, prune_error, llama, tmp_path, model_type, reason):

@@ -45,6 +45,12 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
     for layer, reason in architecture.staying.items():
         if any(unit.layer == layer for unit in removed):
             raise InputError(f"block {layer} cannot leave this model: {reason}; leave it out")
+    for name, value in architecture.settings.items():
+        if removed and getattr(decoder_config(config), name) != value:
+            raise InputError(
+                f"no block can leave a {config.model_type} model whose {name} is not {value!r}, since its blocks then "
+                "depend on their index; set it in the configuration before the model first runs"
+            )
     units = architecture.units(num_blocks(config))
     packed = pack(units, removed, architecture)
     if is_wrapper(config) and not is_dense(packed, architecture):
@@ -118,7 +124,7 @@ def apply(
                 continue
             for name, value in attributes[source, kind].items():
                 setattr(block, name, value)
-        _renumber(block, index)
+        _renumber(block, index, architecture.slots)
         kept.append(block)
     if architecture.entry:
         setattr(kept[0], architecture.entry, getattr(blocks[0], architecture.entry))
@@ -161,8 +167,9 @@ def _attributes(block: nn.Module, branch: Branch) -> dict[str, Any]:
     return {name: getattr(block, name) for name in (*branch.modules, *branch.settings)}
 
 
-def _renumber(block: nn.Module, index: int) -> None:
-    """Gives every module of a block its new index: the slot of its KV cache."""
+def _renumber(block: nn.Module, index: int, slots: int) -> None:
+    """Gives every module of a block its new index, or the new one of its slots of the KV cache."""
     for module in block.modules():
         for name in {"layer_idx", "layer_id"} & module.__dict__.keys():
-            setattr(module, name, index)
+            own = index if module is block or slots == 1 else index * slots + getattr(module, name) % slots
+            setattr(module, name, own)

@@ -1,5 +1,37 @@
 """Which engines run a family's ordinary checkpoint, as they say themselves: blocks and pairs leave one when they go."""
 
+from depthcut.model.whole_families import WHOLE_FAMILIES
+
+NOT_LOOKED_UP = frozenset(WHOLE_FAMILIES) | {
+    "aria_text",
+    "axk1",
+    "axk2",
+    "bitnet",
+    "cohere2_moe",
+    "cohere_compass_text",
+    "deepseek_v32",
+    "dots3_note_text",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flint",
+    "glm4_moe_lite",
+    "gpt-sw3",
+    "hunyuan_v1_moe",
+    "hy_v3",
+    "iquestcoder",
+    "kolibri1",
+    "laguna",
+    "lfm3",
+    "mellum",
+    "mimo_v2_flash",
+    "minicpm3",
+    "minimax_m3_vl_text",
+    "phi4_multimodal",
+    "qwen3_5_moe_text",
+    "solar_open",
+}
+"""Model types of which nobody has looked up whether the engines know them."""
+
 VLLM = frozenset(
     {
         "afmoe",

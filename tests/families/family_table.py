@@ -10,17 +10,19 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import coverage
 import family_proofs
 import torch
 from fresh_reader import FreshReader
 
 import tiny
 from depthcut.export import hf
-from depthcut.model.architectures import REFUSED
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 YES = family_proofs.YES
 HEAD = """# Families
+
+SHARES
 
 What depthcut does with each family of decoders, proven on a random model of six blocks by `tests/families` and written
 by `make families`; a test compares every cell. A family is known by the `model_type` of its `config.json`.
@@ -34,22 +36,12 @@ by `make families`; a test compares every cell. A family is known by the `model_
 - `vLLM` (0.32), `llama.cpp`: engines that know the family, and so run what blocks and pairs leave, which is an ordinary
   checkpoint; llama.cpp through its own converter where `gguf` says no.
 
-Models that read images too (`...ForConditionalGeneration`: Gemma 3, Mistral Small 3, Llama 4, Qwen2.5-VL, Qwen3-VL,
-Qwen3.5, LLaVA and others whose decoder is one of these families or like one) are loaded with their own class and pruned
-inside, by `block` or `pair`: text alone calibrates and measures, and every tensor outside the decoder is written with
-its old bytes. `--export text-only` writes the language model by itself as well. `tests/model/test_multimodal.py` proves
-it on seven of them.
+Models that read images too (`...ForConditionalGeneration`: Gemma 3 and 4, Mistral Small 3, Llama 4, Qwen2.5-VL,
+Qwen3-VL, Qwen3.5, LLaVA and others whose decoder is one of these families or like one) are loaded with their own class
+and pruned inside, by `block` or `pair`: text alone calibrates and measures, and every tensor outside the decoder is
+written with its old bytes. `--export text-only` writes the language model by itself as well.
+`tests/model/test_multimodal.py` proves it on eight of them.
 
-"""
-REFUSED_HEAD = """
-
-## Refused
-
-Types whose blocks are not residual branches on one stream; a type that stands nowhere here is
-examined when it is first met (see [adding a family](adding-a-family.md)).
-
-| type | reason |
-|---|---|
 """
 
 
@@ -77,10 +69,8 @@ def render(outcomes: Mapping[str, Mapping[str, str]]) -> str:
         + " |"
         for case, found in outcomes.items()
     ]
-    removable = sum(found["block"] == YES for case, found in outcomes.items() if case in tiny.ALL)
     return (
-        HEAD
-        + f"Blocks can be removed of {removable} families.\n\n"
+        HEAD.replace("SHARES", coverage.headline())
         + "| family | "
         + " | ".join(family_proofs.COLUMNS)
         + " |\n"
@@ -89,9 +79,7 @@ def render(outcomes: Mapping[str, Mapping[str, str]]) -> str:
         + "\n".join(rows)
         + "\n\n"
         + "\n".join(f"[{index}] {reason}" + "  " for index, reason in enumerate(reasons, 1))
-        + REFUSED_HEAD
-        + "\n".join(f"| `{model_type}` | {reason} |" for model_type, reason in sorted(REFUSED.items()))
-        + "\n"
+        + coverage.render()
     )
 
 

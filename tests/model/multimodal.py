@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+import shapes
 import tiny
 from depthcut.export import hf
 
@@ -44,6 +45,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "text_config": TEXT | tiny.SLIDING | {"model_type": "gemma3_text"},
         "vision_config": SIGHT | {"model_type": "siglip_vision_model"},
         "mm_tokens_per_image": 4,
+    },
+    "gemma4": {
+        "text_config": TEXT
+        | shapes.SHARING
+        | {"model_type": "gemma4_text", "vocab_size_per_layer_input": tiny.BYTE_VOCABULARY + 3},
+        "vision_config": SIGHT
+        | {"patch_size": 4, "pooling_kernel_size": 2, "head_dim": 8, "num_key_value_heads": 2}
+        | {"position_embedding_size": 8},
+        "audio_config": None,
+        "image_token_id": IMAGE,
+        "video_token_id": IMAGE + 1,
+        "audio_token_id": IMAGE + 2,
+        "boi_token_id": 3,
+        "eoi_token_id": 4,
     },
     "mistral3": {
         "text_config": TEXT | {"model_type": "mistral"},
@@ -92,6 +107,9 @@ def model(name: str) -> PreTrainedModel:
     config = AutoConfig.for_model(name, **SETTINGS[name])
     made = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
+        for key, buffer in made.named_buffers():
+            if key.endswith("layer_scalar"):
+                buffer.fill_(0.8)
         for parameter in made.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.1)
@@ -118,6 +136,13 @@ def image_and_text(name: str) -> dict[str, torch.Tensor]:
             "image_grid_thw": torch.tensor([[1, 4, 4]]),
             "mm_token_type_ids": (ids == IMAGE).long(),
         }
+    if name == "gemma4":
+        # Sixteen patches of 3 x 4 x 4 numbers, four of which become one token.
+        ids = torch.tensor([[5, 6, *([IMAGE] * 4), 7, 8, 9]])
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1)[None]
+        patches = torch.rand(1, 16, 48, generator=torch.Generator().manual_seed(1))
+        kinds = (ids == IMAGE).long()
+        return {"input_ids": ids, "pixel_values": patches, "image_position_ids": places, "mm_token_type_ids": kinds}
     num_tokens = {"llama4": 1}.get(name, 4)
     ids = torch.tensor([[5, 6, *([IMAGE] * num_tokens), 7, 8, 9]])
     given = {"input_ids": ids, "pixel_values": pixels}

@@ -43,7 +43,8 @@ def test_a_row_is_source_that_makes_it():
 
 
 @torch.no_grad()
-def test_an_unknown_type_is_examined_told_and_pruned(tmp_path, capsys):
+def test_an_unknown_type_is_examined_told_and_pruned(tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(FAMILIES, "bitnet")
     config = AutoConfig.for_model("bitnet", **tiny.SHAPE)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

@@ -85,16 +85,22 @@ class PrefixCache:
         it.
         """
         batch, kept = self._batches[index], self._kept[index]
-        nearest = max((known for known in kept if known <= position), default=0)
-        states = kept.get(nearest, batch.embedded)
-        for place in range(nearest, position, self._step):
-            states = self.stream.run(batch, self.base, start=place, stop=place + self._step, stream=states)
-            if (place + self._step) % self.stride == 0 or place + self._step == position:
-                kept[place + self._step] = states
+        place = position if position in kept else self._nearest(kept, position)
+        states = kept.get(place, batch.embedded)
+        while place < position:
+            stop = place + self._step if self.stream.entry(place + self._step) == place + self._step else position
+            states = self.stream.run(batch, self.base, start=place, stop=stop, stream=states)
+            place = stop
+            if place % self.stride == 0 or place == position:
+                kept[place] = states
         # What was walked to is kept only while it is the latest, unless it lies on the grid.
         for known in [known for known in kept if known % self.stride and known != position]:
             del kept[known]
         return states
+
+    def _nearest(self, kept: Collection[int], position: int) -> int:
+        """The last of the kept positions up to one that a pass can be entered at."""
+        return max((known for known in kept if known <= position and self.stream.entry(known) == known), default=0)
 
     def run_abreast(self, keys: Sequence[Key]) -> list[torch.Tensor]:
         """Hidden states of sets on batches before the final norm. All run side by side, block by block; each set begins
@@ -121,7 +127,7 @@ class PrefixCache:
         missing = positions - kept.keys() - {0}
         if not missing:
             return []
-        nearest = max((known for known in kept if known < min(missing)), default=0)
+        nearest = self._nearest(kept, min(missing) - 1)
         visit = partial(self._keep_passing, index, missing)
         return [Pass(self._batches[index], self.base, nearest, max(missing), kept.get(nearest), visit)]
 

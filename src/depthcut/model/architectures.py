@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from depthcut.model.branches import Architecture, Branch
+from depthcut.model.whole_families import WHOLE_FAMILIES, WHOLE_VARIANTS
 from depthcut.model.wrappers import LIKE, blocks_of_wrapper, decoder_config, is_wrapper
 from depthcut.types import InputError, UnitKind
 
@@ -60,6 +61,12 @@ def _hybrid(mixer: Branch, ffn: dict[str, Any] | None = None, **block: Any) -> A
     """Blocks with attention and blocks with another mixer, which begin with the same norm."""
     attention = replace(ATTENTION, norms_before=mixer.norms_before, alternative=mixer)
     return Architecture({"mixer": attention, "ffn": replace(FFN, **ffn or {})}, **block)
+
+
+def _with_norm_after(branch: Branch, norm: str) -> Branch:
+    """A branch with a norm after its core, in every form."""
+    alternative = branch.alternative and _with_norm_after(branch.alternative, norm)
+    return replace(branch, norms_after=(norm,), alternative=alternative)
 
 
 _GPT2_ATTENTION = {"core": "attn", "projection": "attn.c_proj", "norms_before": ("ln_1",)}
@@ -227,12 +234,54 @@ FAMILIES: dict[str, Architecture] = {
     "lfm2_moe": _LFM2,
     "qwen3_next": _DELTA_NET,
     "qwen3_5_text": _DELTA_NET,
+    "qwen3_5_moe_text": _DELTA_NET,
+    "gpt-sw3": _GPT2,
+    "cohere_compass_text": _one_norm("input_layernorm"),
+    "cohere2_moe": _one_norm("input_layernorm"),
+    "kolibri1": Architecture(
+        {
+            "attn": replace(ATTENTION, norms_after=("post_self_attn_layernorm",)),
+            "ffn": replace(FFN, norms_after=("post_mlp_layernorm",)),
+        }
+    ),
+    "lfm3": replace(
+        _LFM2,
+        branches={
+            kind: _with_norm_after(branch, f"post_{branch.norms_before[0]}") for kind, branch in _LFM2.branches.items()
+        },
+    ),
+    **dict.fromkeys(
+        (
+            "aria_text",
+            "axk1",
+            "axk2",
+            "bitnet",
+            "deepseek_v32",
+            "dots3_note_text",
+            "ernie4_5_moe",
+            "exaone_moe",
+            "flint",
+            "glm4_moe_lite",
+            "hunyuan_v1_moe",
+            "hy_v3",
+            "iquestcoder",
+            "laguna",
+            "mellum",
+            "mimo_v2_flash",
+            "minicpm3",
+            "minimax_m3_vl_text",
+            "phi4_multimodal",
+            "solar_open",
+        ),
+        PRE_NORM,
+    ),
+    **WHOLE_FAMILIES,
 }
 
 
 def _bloom(config: PreTrainedConfig) -> Architecture:
     if config.apply_residual_connection_post_layernorm:
-        raise _refusal(config, "its blocks add to the normed stream, so that nothing passes through them unchanged")
+        raise _refusal("bloom", "its blocks add to the normed stream, so that nothing passes through them unchanged")
     return FAMILIES["bloom"]
 
 
@@ -274,25 +323,28 @@ VARIANTS: dict[str, Callable[[PreTrainedConfig], Architecture]] = {
     "gpt_neox": lambda config: replace(FAMILIES["gpt_neox"], parallel=bool(config.use_parallel_residual)),
     "opt": _opt,
     "stablelm": lambda config: _one_norm("input_layernorm") if config.use_parallel_residual else PRE_NORM,
+    **WHOLE_VARIANTS,
 }
 """Families whose configuration chooses between forms of a block."""
 
 REFUSED: dict[str, str] = {
-    "deepseek_v4": "its blocks carry several streams at once and mix them anew in every block",
+    "beam": "its blocks are scaled by their index, which changes when blocks leave",
+    "blt": "it groups bytes into patches with models of their own, whose blocks differ",
     "diffllama": "its attentions compute with the index of their block, which changes when blocks leave",
-    "doge": "its blocks scale the stream that passes them",
-    "falcon_h1": "its mixers are all set up anew on loading, so that none can be missing",
-    "gemma3n_text": "its blocks carry several streams at once, and later ones read keys and values of earlier ones",
-    "gemma4_text": "its blocks scale the stream that passes them, and later ones read keys and values of earlier ones",
-    "longcat_flash": "its blocks hold two attentions with a feed-forward part across them",
-    "minicpm3": "its blocks compute with the number of blocks, which changes when blocks leave",
-    "minimax": "its blocks add to the normed stream, so that nothing passes through them unchanged",
-    "openai-gpt": "its blocks normalise the sum of stream and branch without a branch to take out",
-    "recurrent_gemma": "its blocks keep what they have read in themselves, not in a cache",
-    "rwkv": "its first block normalises the embedding, and its weights are rescaled by the index of their block",
+    "gemma4_assistant": "it reads the keys and values of another model",
+    "gemma4_unified_assistant": "it reads the keys and values of another model",
+    "hrm_text": "it runs its blocks several times over in one pass",
+    "inkling2_text": "its blocks read what those at set places gave, by their index",
+    "mllama": "some of its blocks read images alone",
+    "moshi": "its configuration does not read back as it was written",
+    "musicgen": "it has an encoder beside the decoder, and predicts codes of sound",
+    "musicgen_melody": "it has an encoder beside the decoder, and predicts codes of sound",
+    "prophetnet": "its blocks predict several tokens ahead in streams of their own, which a cache decodes otherwise",
+    "reformer": "its blocks reverse two streams, which attend by chance",
+    "xlm": "its blocks are lists of parts, not modules of their own",
+    "xlnet": "it predicts tokens in any order, and not the next one",
     "zamba": "its blocks share one attention, so taking one out changes others",
     "zamba2": "its blocks share attentions, so taking one out changes others",
-    "zaya": "its blocks hand on more than the stream",
 }
 """Types whose blocks are not residual branches on one stream, and why."""
 
@@ -309,11 +361,13 @@ def find_architecture(config: PreTrainedConfig) -> Architecture:
     Raises:
         InputError: the family has no row.
     """
+    if config.model_type in REFUSED:
+        raise _refusal(config.model_type, REFUSED[config.model_type])
     if is_wrapper(config):
         return replace(find_architecture(decoder_config(config)), blocks=blocks_of_wrapper(config))
     model_type = family_type(config)
     if model_type in REFUSED:
-        raise _refusal(config, REFUSED[model_type])
+        raise _refusal(model_type, REFUSED[model_type])
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5) or sorted(FAMILIES)
         raise InputError(
@@ -322,5 +376,5 @@ def find_architecture(config: PreTrainedConfig) -> Architecture:
     return VARIANTS[model_type](config) if model_type in VARIANTS else FAMILIES[model_type]
 
 
-def _refusal(config: PreTrainedConfig, reason: str) -> InputError:
-    return InputError(f"models of type {family_type(config)!r} cannot be pruned: {reason}; give another model")
+def _refusal(model_type: str, reason: str) -> InputError:
+    return InputError(f"models of type {model_type!r} cannot be pruned: {reason}; give another model")

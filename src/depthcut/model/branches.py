@@ -14,7 +14,7 @@ from depthcut.types import Unit, UnitKind
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Architecture:
         last_entry: the last block that a pass can be entered at, where later ones read more of earlier blocks than
             the stream; None where there is no such thing.
         staying: blocks that have to stay, and why.
+        slots: of the cache, that a block has.
         settings: entries that the configuration has to have, so that blocks do not depend on their index.
     """
 
@@ -113,6 +114,7 @@ class Architecture:
     tables: dict[str, int] = field(default_factory=dict)
     last_entry: int | None = None
     staying: dict[int, str] = field(default_factory=dict)
+    slots: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,6 +126,11 @@ class Architecture:
     def whole(self) -> bool:
         """Whether a block goes as a whole or not at all."""
         return "block" in self.branches
+
+    def settle(self, decoder: PreTrainedConfig) -> None:
+        """Has a decoder's configuration say what `settings` asks for, in place; the weights stand for either."""
+        for name, value in self.settings.items():
+            setattr(decoder, name, value)
 
     def entry_position(self, position: int) -> int:
         """The last position up to the given one that a pass can be entered at; see `DecoderStream.entry`."""

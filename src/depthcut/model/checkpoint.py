@@ -22,6 +22,7 @@ from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, REFUSED
 from depthcut.model.files import named_path
 from depthcut.model.headers import TensorHeader, stored_tensors
 from depthcut.model.prediction import count_of
+from depthcut.model.wrappers import COUNTS
 from depthcut.types import InputError, require_regular
 
 BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -46,11 +47,24 @@ SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt", ".tiktoken"}
 """Of the files in a directory that readers open."""
 
 ENCODER_DECODERS = frozenset(
-    {"t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100", "longt5", "switch_transformers", "whisper"}
+    {"t5", "mt5", "umt5", "m2m_100", "longt5", "switch_transformers"}
+    | {kind for kind, names in COUNTS.items() if names == ("decoder_layers",)}
 )
 ENCODERS = frozenset(
     {
         "bert",
+        "bert-generation",
+        "big_bird",
+        "camembert",
+        "data2vec-text",
+        "ernie",
+        "megatron-bert",
+        "rembert",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "roformer",
+        "xlm-roberta-xl",
+        "xmod",
         "roberta",
         "xlm-roberta",
         "distilbert",
@@ -233,7 +247,7 @@ def _check_kind(folder: Path, name: str, entries: Mapping[str, Any]) -> None:
     kind = model_type.removeprefix(PRUNED_PREFIX)
     if kind in REFUSED:
         reason = REFUSED[kind]
-    elif kind in ENCODER_DECODERS or (entries.get("is_encoder_decoder") is True and kind not in FAMILIES):
+    elif entries.get("is_encoder_decoder", kind in ENCODER_DECODERS) is not False:
         reason = "they have an encoder beside the decoder, and depthcut prunes decoders alone"
     elif kind in ENCODERS and entries.get("is_decoder") is not True:
         reason = "they are encoders, which predict no next token"

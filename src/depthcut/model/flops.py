@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.model.architectures import family_type
 from depthcut.model.branches import Architecture
 from depthcut.model.units import attends, head_dim
+from depthcut.model.wrappers import layer_config
 from depthcut.types import Unit
 
 RUN_EVERY_EXPERT = frozenset({"llama4_text"})
@@ -72,6 +73,7 @@ class ModelWork:
 def flops_per_pair(config: PreTrainedConfig) -> float:
     """Of one attention for a token and one that it looks at: a score and a weighted value a head."""
     config = config.get_text_config(decoder=True)
+    config = layer_config(config, 0)
     if getattr(config, "kv_lora_rank", None):
         widths = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:
@@ -82,8 +84,9 @@ def flops_per_pair(config: PreTrainedConfig) -> float:
 def measure_work(model: PreTrainedModel, architecture: Architecture) -> ModelWork:
     """The work of a model, on any device (the meta device too)."""
     config = model.config.get_text_config(decoder=True)
-    num_experts = next((getattr(config, name) for name in _EXPERTS if getattr(config, name, None)), None)
-    active = next((getattr(config, name) for name in _EXPERTS_OF_A_TOKEN if getattr(config, name, None)), 1)
+    of_all = layer_config(config, 0)
+    num_experts = next((getattr(of_all, name) for name in _EXPERTS if getattr(of_all, name, None)), None)
+    active = next((getattr(of_all, name) for name in _EXPERTS_OF_A_TOKEN if getattr(of_all, name, None)), 1)
     share = 1.0 if num_experts is None or family_type(model.config) in RUN_EVERY_EXPERT else active / num_experts
     units: dict[Unit, UnitWork] = {}
     widest = 0
@@ -100,7 +103,7 @@ def measure_work(model: PreTrainedModel, architecture: Architecture) -> ModelWor
                     width = parameter.shape[-2:] if experts else parameter.shape[:2]
                     widest = max(widest, *width)
             core = getattr(block, branch.core) if branch.core else block
-            pairs = flops_per_pair(config) if token_flops and attends(kind, core) else 0.0
+            pairs = flops_per_pair(layer_config(config, layer)) if token_flops and attends(kind, core) else 0.0
             units[Unit(layer, kind)] = UnitWork(token_flops, pairs)
     vocabulary, hidden_size = model.get_output_embeddings().weight.shape
     return ModelWork(units, 2.0 * vocabulary * hidden_size, widest, hidden_size, vocabulary, model.dtype.itemsize)

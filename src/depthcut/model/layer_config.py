@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from depthcut.model import prediction
 from depthcut.model.packing import PackedBlock
+from depthcut.model.wrappers import set_num_blocks
 from depthcut.types import InputError
 
 FFN_LISTS = frozenset(
@@ -54,16 +55,19 @@ REPEATED = frozenset({"block_types"})
 BY_COUNT = {"minicpm3": "scale_depth"}
 """By type, a factor that is divided by the root of the number of blocks."""
 
-READS_OVERRIDES = frozenset({"gemma4_text", "gemma4_unified_text"})
+READS_OVERRIDES = frozenset({"dots3_note_text", "gemma4_text", "gemma4_unified_text"})
 """Types whose own code reads the settings that single blocks have (per_layer_config)."""
+
+RANGES = {"moe_layer_start_index": "moe_layer_end_index"}
+"""First and last of the blocks that have experts, which are all in a row."""
 
 PERIODS = {"attn_layer_period": "attn_layer_offset", "expert_layer_period": "expert_layer_offset"}
 """Jamba's rules, the block counted from 0: index % period == offset."""
 
 BY_INDEX = {
     "scale_attn_by_inverse_layer_idx": "its attentions are scaled by the index of their block",
-    "moe_layer_interval": "which blocks have experts is said by an interval alone",
     "moe_layer_freq": "which blocks have experts is said by an interval alone",
+    "moe_layer_interval": "which blocks have experts is said by an interval alone",
     "hybrid_layer_ids": "its blocks share attentions",
 }
 """What cannot be carried over when blocks leave, where it is more than 1; and why."""
@@ -106,6 +110,10 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
             cut[name] = [value[block.source("attn") % len(value)] for block in packed]
         elif name in TRAILING_COUNTS:
             cut[name] = len(_where(packed, "attn", range(num_blocks - (value or 0), num_blocks).__contains__))
+        elif name in RANGES:
+            last = entries[RANGES[name]] % num_blocks
+            chosen = _where(packed, "ffn", range(value, last + 1).__contains__)
+            cut[name], cut[RANGES[name]] = (chosen[0], chosen[-1]) if chosen else (len(packed), len(packed) - 1)
         elif name in LEADING_COUNTS:
             cut[name] = len(_where(packed, "ffn", range(value or 0).__contains__))
     if entries.get("decoder_sparse_step", 1) != 1:
@@ -123,7 +131,7 @@ def cut_config(config: PreTrainedConfig, packed: Sequence[PackedBlock], num_bloc
     overrides = {int(layer): values for layer, values in (entries.get("per_layer_config") or {}).items()}
     if overrides:
         config.per_layer_config = None
-    config.num_hidden_layers = len(packed)
+    set_num_blocks(config, len(packed))
     without_prediction_layers(config)
     for name, value in cut.items():
         setattr(config, name, value)

@@ -180,7 +180,7 @@ class ModelSource:
         self._require_all(found)
         if self.adapter is not None:
             model = merge_adapter(model, self.adapter)
-        self._follow_head(model)
+        self._follow_row_and_head(model)
         if self.gguf_file:
             model.name_or_path = model.config.name_or_path = str(self._origin)
             # A dequantised model still carries its quantisation and would refuse to be saved.
@@ -226,7 +226,7 @@ class ModelSource:
             take_weights(model, pager, self.dtype, list(self.architecture.block_list(model)))
         model.name_or_path = model.config.name_or_path = str(self._origin)
         self._require_all(found)
-        self._follow_head(model)
+        self._follow_row_and_head(model)
         self._settle_written(model)
         self._leave_out_prediction_layers(model)
         loaded: PreTrainedModel = model.eval()
@@ -254,13 +254,13 @@ class ModelSource:
         entries = decoder_entries(read_config(self.folder))
         return find_prediction_layers(entries, stored_tensors(self.folder), self.provenance.num_blocks)
 
-    def _follow_head(self, model: PreTrainedModel) -> None:
-        """Sets `tie_word_embeddings` to false where the weights hold a head of their own.
+    def _follow_row_and_head(self, model: PreTrainedModel) -> None:
+        """Has the configuration say what its family's row asks for, and that the head is its own where it is.
 
-        transformers 5 loads the other head, transformers 4 the embedding: only a configuration that says what there is
-        reads alike everywhere.
+        transformers 5 loads another head, transformers 4 the embedding: only what says what there is reads alike.
         """
         config = decoder_config(model.config)
+        self.architecture.settle(config)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tied = getattr(config, "tie_word_embeddings", False) or getattr(model.config, "tie_word_embeddings", False)
         if not tied or head is None or head.weight is embedding.weight:
@@ -349,6 +349,7 @@ def resolve(
     if found := know(config):
         print(f"models of type {config.model_type!r} have no row; examined, and found: {found}", file=sys.stderr)
     architecture = find_architecture(config)
+    architecture.settle(decoder_config(config))
     stored = "float32" if gguf_file else stored_dtype_of(folder, config)
     stored_as = gguf_type(gguf_file) if gguf_file else quantisation(config)
     if not gguf_file:

@@ -75,7 +75,8 @@ def know(config: PreTrainedConfig) -> str | None:
         InputError: the type does not fit, is refused, or is none of transformers'.
     """
     model_type = family_type(config)
-    if model_type in FAMILIES or model_type in REFUSED or model_type not in CONFIG_MAPPING:
+    known = model_type in FAMILIES or {model_type, config.model_type} & REFUSED.keys()
+    if known or model_type not in CONFIG_MAPPING:
         find_architecture(config)
         return None
     found = examine(decoder_config(config))
@@ -133,7 +134,7 @@ def examine(config: PreTrainedConfig) -> Architecture:
 def _small(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """A configuration of some blocks of another, with few tokens."""
     small = copy.deepcopy(config)
-    count = getattr(small, "num_hidden_layers", 0)
+    count = num_blocks(small) if hasattr(small, "num_hidden_layers") else 0
     if count < 2:
         raise UnfitError("its configuration has no num_hidden_layers of at least 2")
     packed = [PackedBlock({"attn": layer, "ffn": layer}) for layer in layers]

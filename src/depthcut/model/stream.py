@@ -137,7 +137,7 @@ class DecoderStream:
         Branches that read the same stream are entered together; and where blocks read more than the stream of earlier
         ones, these have to run in the same pass.
         """
-        return self.architecture.entry_position(position)
+        return position if position == len(self.units) else self.architecture.entry_position(position)
 
     def run(
         self,

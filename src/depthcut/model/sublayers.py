@@ -44,7 +44,7 @@ def pruned_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTra
 @functools.cache
 def register() -> None:
     """Lets transformers load such checkpoints of every family in this process, without any code of theirs."""
-    for model_type in FAMILIES:
+    for model_type in (name for name, family in FAMILIES.items() if not family.whole):
         config_class, model_class = pruned_classes(model_type)
         AutoConfig.register(PRUNED_PREFIX + model_type, config_class)
         AutoModelForCausalLM.register(config_class, model_class)

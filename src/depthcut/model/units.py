@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.branches import Architecture
 from depthcut.model.quantisation import num_elements
-from depthcut.model.wrappers import auto_class
+from depthcut.model.wrappers import auto_class, decoder_config, layer_config
 from depthcut.types import InputError, Unit, UnitKind, UnitSize
 
 UnitNames = str | int | Unit | Iterable[str | int | Unit]
@@ -111,7 +111,9 @@ def measure_sizes(model: PreTrainedModel, architecture: Architecture) -> ModelSi
         own = any(True for name in branch.modules for _ in getattr(block, name).parameters())
         kv_bytes = 0
         if own:
-            kv_bytes = _kv_bytes(model, unit.kind, getattr(block, branch.core)) if branch.core else _kept(model, block)
+            config = layer_config(decoder_config(model.config), unit.layer)
+            numbers = _kept(unit.kind, getattr(block, branch.core), config) if branch.core else _kept_in(block)
+            kv_bytes = numbers * int(model.dtype.itemsize)
         units[unit] = UnitSize(parameters=sum(map(num_elements, weights)) + share, kv_bytes_per_token=kv_bytes)
     return ModelSizes(sum(num_elements(parameter) for parameter in model.parameters()), units)
 
@@ -121,24 +123,20 @@ def attends(kind: UnitKind, core: nn.Module) -> bool:
     return kind == "attn" or any(hasattr(module, "k_proj") for module in core.modules())
 
 
-def _kv_bytes(model: PreTrainedModel, kind: UnitKind, core: nn.Module) -> int:
-    """Of one attention with parameters."""
+def _kept(kind: UnitKind, core: nn.Module, config: PreTrainedConfig) -> int:
+    """Numbers that an attention with parameters keeps of a token."""
     if not attends(kind, core):
         return 0
-    config = model.config.get_text_config(decoder=True)
     if getattr(config, "kv_lora_rank", None):
         # Engines keep the compressed form, and the part of the keys that is rotated.
-        numbers = int(config.kv_lora_rank + config.qk_rope_head_dim)
-    else:
-        numbers = 2 * _num_kv_heads(config) * head_dim(config)
-    return numbers * int(model.dtype.itemsize)
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
+    return 2 * _num_kv_heads(config) * head_dim(config)
 
 
-def _kept(model: PreTrainedModel, block: nn.Module) -> int:
-    """Bytes of what the maps of a whole block for keys and values give, where it has such."""
+def _kept_in(block: nn.Module) -> int:
+    """Numbers that a whole block keeps of a token: what its maps for keys and values give, where it has such."""
     maps = [getattr(module, name, None) for module in block.modules() for name in ("k_proj", "v_proj")]
-    numbers = sum(int(linear.weight.shape[0]) for linear in maps if isinstance(linear, nn.Linear))
-    return numbers * int(model.dtype.itemsize)
+    return sum(int(linear.weight.shape[0]) for linear in maps if isinstance(linear, nn.Linear))
 
 
 def _num_kv_heads(config: PreTrainedConfig) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BLOCKS = "model.language_model.layers"
 BLOCKS = {
+    "emu3": "model.text_model.layers",
     "idefics2": "model.text_model.layers",
     "idefics3": "model.text_model.layers",
     "llama4": "language_model.model.layers",
@@ -21,7 +22,20 @@ BLOCKS = {
 }
 """Where the list of the decoder's blocks is, by the type of the whole model."""
 
+PLAIN_COUNT = ("num_hidden_layers",)
+COUNTS = {
+    **dict.fromkeys(
+        ("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart"),
+        ("decoder_layers",),
+    ),
+    "longcat_flash": ("num_layers",),
+    "whisper": ("decoder_layers",),
+    "xlstm": ("num_hidden_layers", "num_blocks"),
+}
+"""Where a decoder's configuration says how many blocks there are, by type, where elsewhere than most."""
+
 LIKE = {
+    "emu3_text_model": "llama",
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
@@ -37,14 +51,30 @@ def decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def num_blocks(config: PreTrainedConfig) -> int:
     """Blocks of the decoder."""
-    return int(decoder_config(config).num_hidden_layers)
+    decoder = decoder_config(config)
+    return int(getattr(decoder, COUNTS.get(decoder.model_type, PLAIN_COUNT)[0]))
+
+
+def set_num_blocks(decoder: PreTrainedConfig, count: int) -> None:
+    """Has a decoder's configuration say how many blocks there are, in place."""
+    for name in COUNTS.get(decoder.model_type, PLAIN_COUNT):
+        setattr(decoder, name, count)
+
+
+def layer_config(decoder: PreTrainedConfig, layer: int) -> PreTrainedConfig:
+    """What a decoder's configuration says of one block, where blocks have settings of their own."""
+    if not getattr(decoder, "is_heterogeneous", False):
+        return decoder
+    found: PreTrainedConfig = decoder.per_layer_config[layer]
+    return found
 
 
 def is_wrapper(config: PreTrainedConfig) -> bool:
     """Whether a model carries its decoder inside of something larger."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers.models.auto import modeling_auto as auto
 
-    return decoder_config(config) is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    mappings = (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_FOR_CAUSAL_LM_MAPPING)
+    return decoder_config(config) is not config and any(type(config) in mapping for mapping in mappings)
 
 
 def blocks_of_wrapper(config: PreTrainedConfig) -> str:
@@ -55,5 +85,7 @@ def blocks_of_wrapper(config: PreTrainedConfig) -> str:
 def auto_class(config: PreTrainedConfig) -> Any:
     """The Auto class of transformers that loads a model of this configuration."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    return AutoModelForImageTextToText if is_wrapper(config) else AutoModelForCausalLM
+    sees = is_wrapper(config) and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM

@@ -125,6 +125,15 @@ def parse_repairs(text: str) -> list[tuple[str, RepairMethod]]:
     return chain
 
 
+def require_branches(architecture: Architecture, name: str) -> None:
+    """Raises InputError in families whose blocks go as a whole: no single map writes to their stream."""
+    if architecture.whole:
+        raise InputError(
+            f"the repair {name} puts something in place of single sublayers, and in this family a block goes as a "
+            "whole; use distill or lora, or --repair none"
+        )
+
+
 def check_repairs(chain: list[tuple[str, RepairMethod]], architecture: Architecture, config: PreTrainedConfig) -> None:
     """Raises InputError where a repair cannot be made on such a model; needs no weights."""
     stored = quantisation(config)

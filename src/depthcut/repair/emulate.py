@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import Emulation
-from depthcut.repair import REPAIRS, Damage, Repaired
+from depthcut.repair import REPAIRS, Damage, Repaired, require_branches
 from depthcut.repair.moments import FITTED, HELD_OUT, Moments, held_out_sequences
 from depthcut.repair.training.folder import training_folder
 from depthcut.repair.training.goals import Goal, NextToken, ask_teacher, follow_stream
@@ -37,7 +37,8 @@ class Bias:
     num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
-        """Takes every family."""
+        """Raises InputError where nothing is known of what is inside of a block."""
+        require_branches(architecture, "bias")
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
@@ -88,7 +89,8 @@ class LowRank(Schedule):
         return 0 if self.train == "none" else super().num_sequences
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
-        """Raises InputError where the rank is out of range."""
+        """Raises InputError where the rank is out of range, or nothing is known of what is inside of a block."""
+        require_branches(architecture, "low-rank")
         hidden_size = config.get_text_config().hidden_size
         if not 1 <= self.rank <= hidden_size:
             raise InputError(f"rank {self.rank} is out of range: a map of this model's stream has 1 to {hidden_size}")

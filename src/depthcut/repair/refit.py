@@ -31,7 +31,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.branches import Architecture
 from depthcut.model.stream import DecoderStream, Pass
-from depthcut.repair import REPAIRS, Damage, Repaired
+from depthcut.repair import REPAIRS, Damage, Repaired, require_branches
 from depthcut.repair.front_to_back import FrontToBack, WeightChange
 from depthcut.repair.groups import Group
 from depthcut.repair.judge import Judge
@@ -80,6 +80,9 @@ class Refit:
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
+        if damage.dense.architecture.whole:
+            # What writes to the stream inside of a block is not known.
+            return Repaired(twin(pruned), {})
         num_sequences = len(damage.text.input_ids)
         if num_sequences < 3:
             raise InputError("refit is fitted to some sequences and judged on others; give it at least 3")
@@ -130,7 +133,8 @@ class LinearMap:
     num_sequences: ClassVar[int] = 0
 
     def check(self, architecture: Architecture, config: PreTrainedConfig) -> None:
-        """Takes every family."""
+        """Raises InputError where nothing is known of what is inside of a block."""
+        require_branches(architecture, "linear")
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:

@@ -1,0 +1,115 @@
+"""Families whose blocks go as a whole or not at all: how each hands on its stream, and what hangs on its blocks.
+
+What is inside of such a block is of no account: branches that add to a normed or scaled stream, several attentions, or
+several streams at once. `VARIANTS` says what follows from a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from depthcut.model.branches import WHOLE, Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def _whole(blocks: str = "model.layers", outputs: int = 1, **settings: Any) -> Architecture:
+    return Architecture({"block": WHOLE}, blocks=blocks, block_outputs=outputs, **settings)
+
+
+PER_LAYER_EMBEDDINGS = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
+
+WHOLE_FAMILIES: dict[str, Architecture] = {
+    "bailing_hybrid": _whole(),
+    **dict.fromkeys(
+        ("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus", "plbart"),
+        _whole("model.decoder.layers"),
+    ),
+    "bert": _whole("bert.encoder.layer"),
+    "bert-generation": _whole("bert.encoder.layer"),
+    "big_bird": _whole("bert.encoder.layer"),
+    "camembert": _whole("roberta.encoder.layer"),
+    "cpmant": _whole("cpmant.encoder.layers", 2),
+    "ctrl": _whole("transformer.h"),
+    "data2vec-text": _whole("data2vec_text.encoder.layer"),
+    "dbrx": _whole("transformer.blocks"),
+    "deepseek_v4": _whole(),
+    "doge": _whole(),
+    "electra": _whole("electra.encoder.layer"),
+    "ernie": _whole("ernie.encoder.layer"),
+    "falcon_h1": _whole(outputs=2),
+    "gemma3n_text": _whole(streams_first=True, tables=PER_LAYER_EMBEDDINGS),
+    "gemma4_text": _whole(tables=PER_LAYER_EMBEDDINGS),
+    "gemma4_unified_text": _whole(),
+    "git": _whole("git.encoder.layer"),
+    "glm_moe_dsa": _whole(outputs=2, carried=("prev_topk_indices",)),
+    "gpt_neox_japanese": _whole("gpt_neox_japanese.layers", 2),
+    "granitemoe_swa": _whole(),
+    "hy_v4": _whole(outputs=2, carried=("prev_topk_indices",)),
+    "inkling_text": _whole(),
+    "kimi_linear": _whole(),
+    "longcat_flash": _whole(slots=2),
+    "megatron-bert": _whole("bert.encoder.layer", 2),
+    "minimax": _whole(),
+    "modernbert-decoder": _whole(),
+    "mvp": _whole("model.decoder.layers", 2),
+    "olmo_hybrid": _whole(),
+    "openai-gpt": _whole("transformer.h", 2),
+    "qwen4_exp_text": _whole(),
+    "recurrent_gemma": _whole(),
+    "rembert": _whole("rembert.encoder.layer", 2),
+    "roberta": _whole("roberta.encoder.layer"),
+    "roberta-prelayernorm": _whole("roberta_prelayernorm.encoder.layer"),
+    "roc_bert": _whole("roc_bert.encoder.layer"),
+    "roformer": _whole("roformer.encoder.layer", 2),
+    # Halving the stream every few blocks would divide weights by the index of their block; undone, it is no part.
+    "rwkv": _whole("rwkv.blocks", 3, carried=("state",), entry="pre_ln", settings={"rescale_every": 0}),
+    "trocr": _whole("model.decoder.layers", 2),
+    "whisper": _whole("model.decoder.layers"),
+    "xlm-roberta": _whole("roberta.encoder.layer"),
+    "xlm-roberta-xl": _whole("roberta.encoder.layer"),
+    "xlstm": _whole("backbone.blocks", 2),
+    "xmod": _whole("roberta.encoder.layer"),
+    "zaya": _whole(outputs=2, carried=("prev_router_hidden_states",), last_entry=0),
+}
+
+
+def _sharing(config: PreTrainedConfig) -> Architecture:
+    """Blocks at the end that read keys and values of earlier ones, which have to stay and to run in the same pass."""
+    family = WHOLE_FAMILIES[config.model_type]
+    kinds: list[str] = config.layer_types
+    staying: dict[int, str] = {}
+    if config.model_type != "gemma3n_text":
+        staying[len(kinds) - 1] = "the last one has to be one with full attention"
+    own = len(kinds) - config.num_kv_shared_layers if getattr(config, "num_kv_shared_layers", 0) else len(kinds)
+    sources = {own - 1 - kinds[:own][::-1].index(kind) for kind in set(kinds[own:])}
+    staying |= dict.fromkeys(sources, "blocks at the end read its keys and values")
+    tables = family.tables if getattr(config, "hidden_size_per_layer_input", 0) else {}
+    return replace(family, staying=staying, last_entry=min(sources, default=None), tables=tables)
+
+
+def _indexed(config: PreTrainedConfig) -> Architecture:
+    """Blocks that attend where an earlier one has looked."""
+    family = WHOLE_FAMILIES[config.model_type]
+    if "shared" not in (config.indexer_types or ()):
+        return family
+    return replace(family, last_entry=0, staying={0: "blocks after it attend where it has looked"})
+
+
+def _last_stays(config: PreTrainedConfig) -> Architecture:
+    reason = "the last one alone has a bias"
+    return replace(WHOLE_FAMILIES[config.model_type], staying={config.num_hidden_layers - 1: reason})
+
+
+WHOLE_VARIANTS: dict[str, Callable[[PreTrainedConfig], Architecture]] = {
+    "gemma3n_text": _sharing,
+    "gemma4_text": _sharing,
+    "gemma4_unified_text": _sharing,
+    "glm_moe_dsa": _indexed,
+    "gpt_neox_japanese": _last_stays,
+    "hy_v4": _indexed,
+}
+"""Families whose configuration says more of their blocks."""

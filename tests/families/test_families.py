@@ -13,7 +13,7 @@ import pytest
 import torch
 from family_engines import LLAMA_CPP, NOT_LOOKED_UP, VLLM
 from fresh_reader import FreshReader
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import depthcut
@@ -131,8 +131,8 @@ def test_a_hybrid_keeps_a_mixer_of_each_kind():
 
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_refused_types_are_refused_with_their_reason(model_type):
-    with pytest.raises(InputError, match="cannot be pruned: it"):
-        find_architecture(CONFIG_MAPPING[model_type]())
+    with pytest.raises(InputError, match=f"type '{model_type}' cannot be pruned: {REFUSED[model_type][:20]}"):
+        find_architecture(type("Config", (PreTrainedConfig,), {"model_type": model_type})())
 
 
 def test_no_type_is_both_known_and_refused():
@@ -140,7 +140,7 @@ def test_no_type_is_both_known_and_refused():
     assert VARIANTS.keys() <= FAMILIES.keys()
     # Every name is one that transformers has.
     for model_type in (*FAMILIES, *REFUSED):
-        assert AutoConfig.for_model(model_type).model_type == model_type
+        assert model_type in CONFIG_MAPPING
 
 
 def test_bloom_that_adds_to_the_normed_stream_is_refused():

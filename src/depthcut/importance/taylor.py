@@ -21,8 +21,8 @@ class Taylor(ModelMetric):
     """Sum of |w dL/dw|^power over a unit's weights, L the mean loss of the next token over the calibration text.
 
     Costs a forward and a backward pass, sequence by sequence, and in memory the blocks' gradients twice, the sum in
-    float32. Known limit: it often ranks the first blocks low, which the output cannot do without; the paper keeps the
-    first four and the last two (`--protect`).
+    float32. Known limit: in the paper's models it ranks the first and the last blocks too low, so that the paper keeps
+    the first four and the last two (`--protect`).
 
     Attributes:
         power: of each weight's share, 1 or 2.

@@ -108,9 +108,10 @@ def _plan(loaded: Loaded, recipe: Recipe, problem: Problem, folder: Path) -> Pla
     if file.is_file():
         return Plan.from_file(file)
     folder.mkdir(parents=True, exist_ok=True)
-    # All methods are given the same scores, from one pass.
-    table, _ = score_units(loaded, folder.parents[1])
+    # All methods are given the same scores, from one pass, and a metric beside it once for all amounts.
+    asked = replace(loaded, recipe=recipe)
+    table, _ = score_units(asked, folder.parents[1])
     table.write(folder / "scores.json")
-    _, plan = find_plan(replace(loaded, recipe=recipe), problem, folder)
+    _, plan = find_plan(asked, problem, folder)
     plan.write(file)
     return plan

@@ -173,9 +173,9 @@ def test_hours_follow_from_operations_bytes_and_devices():
     slow = replace(device, flops_per_second=1e6, memory_bytes_per_second=1e30)
     assert expected.seconds(search, slow) == pytest.approx(search.flops / 1e6)
     assert expected.seconds(search, slow, 4) == pytest.approx(search.flops / 4e6)
-    # What does not fit comes in once for every sweep: the two passes before and one a round.
+    # What does not fit comes in once for every sweep: the dense pass and one a round.
     small = replace(device, memory_bytes=1.0, host_bytes_per_second=1.0)
-    assert search.sweeps == 2 + 3
+    assert search.sweeps == 1 + 3
     assert expected.seconds(search, small) == pytest.approx(search.sweeps * expected.weight_bytes)
 
 

@@ -183,8 +183,8 @@ def test_every_setting_is_said_and_reads_as_it_is_written(registry, entry):
 
 
 def test_settings_are_numbers_truths_words_and_lists():
-    recipe = Recipe.build(model="x", method="greedy,strategy=exhaustive, swap=false,num_full=3/5", remove="2")
-    assert recipe.build_search() == Greedy(strategy="exhaustive", swap=False, num_full=(3, 5))
+    recipe = Recipe.build(model="x", method="greedy,strategy=exhaustive, swap=false,num_racers=3", remove="2")
+    assert recipe.build_search() == Greedy(strategy="exhaustive", swap=False, num_racers=3)
     _, search = SEARCHES.parse("evopress,generations=40,stages=0.25:8")
     assert search == Evolutionary(generations=40, stages=((0.25, 8),))
 

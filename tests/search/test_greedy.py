@@ -94,7 +94,7 @@ def test_prefix_reuse_gives_the_naive_loops_path_for_half_its_work():
 @pytest.mark.parametrize("unit", ["block", "attn", "ffn", "sublayer", "pair"])
 def test_lazy_that_looks_at_everything_is_exhaustive(unit):
     stream = engine()
-    everything = replace(LAZY, swap=False, num_looks=99, num_full=(99, 99), tolerance=99.0)
+    everything = replace(LAZY, swap=False, tolerance=99.0, num_racers=99, standard_errors=99.0)
     assert everything.path(problem(stream, unit, "3")) == EXHAUSTIVE.path(problem(stream, unit, "3"))
 
 

@@ -18,12 +18,17 @@ import torch
 from depthcut.ablation.comparator import ComparedBatch
 from depthcut.ablation.division import Division
 from depthcut.ablation.ledger import Key, Ledger, Removed
-from depthcut.ablation.memory import DEFAULT_MEMORY_BUDGET, EXCERPTS_SHARE_OF_BUDGET, reference_bytes
+from depthcut.ablation.memory import (
+    DEFAULT_MEMORY_BUDGET,
+    EXCERPTS_SHARE_OF_BUDGET,
+    bytes_of_next,
+    reference_bytes,
+)
 from depthcut.ablation.objectives import Objective, find_objective
 from depthcut.ablation.prefix_cache import PrefixCache
-from depthcut.ablation.text import text_of
+from depthcut.ablation.text import ObjectiveText, text_of
 from depthcut.calibration import Samples
-from depthcut.model.stream import Batch, DecoderStream, Pass
+from depthcut.model.stream import Batch, DecoderStream
 from depthcut.process.journal import Journal
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.types import InputError, Unit
@@ -63,17 +68,17 @@ class Ablation:
         self._batch_size, self._memory_budget, self._ranks = batch_size, memory_budget, ranks
         self._ledger = Ledger(journal or Journal(None, {}), samples.description.digest)
         self._division = Division(len(self._rows), ranks)
-        self._reached = [0] * len(self._rows)
+        # The dense pass leaves the states of the empty set.
+        self._reached = [len(stream.units)] * len(self._rows)
+        self._may_follow: set[Key] = set()
         self._excerpts: list[Ablation] = []
         with torch.no_grad():
-            self._compared = self._compared_batches()
-        self._cache = PrefixCache(stream, {i: kept.batch for i, kept in self._compared.items()}, memory_budget)
-        # What the grid of hidden states leaves of the budget goes to references, batch by batch.
-        left: float = memory_budget - min(memory_budget // 2, self._cache.most_bytes)
-        vocabulary = stream.model.get_output_embeddings().weight.shape[0]
-        for compared in self._compared.values():
-            left -= reference_bytes(compared.scored.numel(), vocabulary)
-            compared.keeps_references = left >= 0
+            rows = {index: self._rows[index] for index in self._division.own_batches()}
+            ids, mask = samples.input_ids, samples.attention_mask
+            batches = {index: stream.prepare(ids[part], mask[part]) for index, part in rows.items()}
+            self._cache = PrefixCache(stream, batches, memory_budget)
+            self._compared = _compared_batches(self._cache, batches, self._text)
+        _keep_references(self._compared, self._cache, memory_budget)
 
     @property
     def num_batches(self) -> int:
@@ -150,8 +155,12 @@ class Ablation:
 
     def rebase(self, removed: Collection[Unit]) -> None:
         """Makes a set the one that hidden states are kept for; those before the first difference stay valid."""
-        start = self._cache.rebase(frozenset(removed))
-        self._reached = [min(reached, start) for reached in self._reached]
+        base = frozenset(removed)
+        if base != self.base:
+            start, end = self._cache.rebase(base), len(self.stream.units)
+            reached = enumerate(self._reached)
+            self._reached = [end if (base, i) in self._may_follow else min(before, start) for i, before in reached]
+            self._may_follow = set()
 
     def __call__(self, removed: Collection[Unit]) -> float:
         """The objective of one set on the whole calibration text; smaller = better."""
@@ -169,14 +178,26 @@ class Ablation:
 
     @torch.no_grad()
     def per_sequence(
-        self, sets: Sequence[Removed], batches: Iterable[int], advance: Callable[[float], None] = lambda _: None
+        self,
+        sets: Sequence[Removed],
+        batches: Iterable[int],
+        advance: Callable[[float], None] = lambda _: None,
+        *,
+        as_next: bool = False,
     ) -> torch.Tensor:
         """The objective of each set on each sequence of some batches: (sets, sequences), float64.
 
         Sets that differ from the base only late are cheap; call `rebase` first with what they have in common.
+
+        Args:
+            as_next: keep the hidden states of these sets until the base changes, so that one of them can be the next
+                without being run again.
         """
         batches = list(batches)
-        self._find_all(self._in_order(sets, batches), lambda share: advance(share * len(batches)))
+        keys = self._in_order(sets, batches)
+        if as_next:
+            self._may_follow |= {key for key in keys if key not in self._ledger.asked}
+        self._find_all(keys, lambda share: advance(share * len(batches)))
         columns = [
             torch.tensor([self._ledger.values((removed, index)) for removed in sets], dtype=torch.float64)
             for index in batches
@@ -234,12 +255,11 @@ class Ablation:
         self._reached[index] = max(self._reached[index], position)
 
     def _find(self, removed: Removed, index: int) -> dict[str, Any]:
-        """Evaluates a set on a batch and adds the value to the journal, unless this process has done so before."""
-        return self._ledger.own_line((removed, index)) or self._write_down(removed, index, *self._run(removed, index))
-
-    def _run(self, removed: Removed, index: int) -> tuple[torch.Tensor, int]:
-        """A set's hidden states before the final norm for a batch, and the unit evaluations that it took."""
-        return self._cache.run(removed, index)
+        """Evaluates a set on a batch, unless this process did so before, and writes it down."""
+        if line := self._ledger.own_line((removed, index)):
+            return line
+        run = self._cache.run(removed, index, as_next=(removed, index) in self._may_follow)
+        return self._write_down(removed, index, *run)
 
     def _find_abreast(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         """Evaluates sets on batches side by side, block by block, as many at a time as fit into memory."""
@@ -248,7 +268,7 @@ class Ablation:
         item_bytes = STREAMS_ABREAST * max((kept.batch.embedded.nbytes for kept in self._compared.values()), default=0)
         for together in self.stream.together(len(keys), item_bytes):
             part = [keys[place] for place in together]
-            finals = self._cache.run_abreast(part)
+            finals = self._cache.run_abreast(part, as_next=self._may_follow.issuperset(part))
             for (removed, index), final in zip(part, finals, strict=True):
                 kept_units = sum(unit not in removed for unit in self.stream.units[self._cache.start(removed) :])
                 found[removed, index] = self._write_down(removed, index, final, kept_units * len(final))
@@ -268,19 +288,26 @@ class Ablation:
             raise _not_finite(self.name, self.stream, compared.batch, removed)
         return self._ledger.write_down((removed, index), self.base, values, unit_evaluations)
 
-    def _compared_batches(self) -> dict[int, ComparedBatch]:
-        """The batches of this process, with the dense model's hidden states before the final norm."""
-        ids, mask = self.samples.input_ids, self.samples.attention_mask
-        indices = self._division.own_batches()
-        compared = {}
-        sizes = [self.stream.stream_bytes(ids[self._rows[index]]) for index in indices]
-        for together in self.stream.together(len(indices), STREAMS_ABREAST * max(sizes, default=0)):
-            chosen = [indices[place] for place in together]
-            batches: list[Batch] = [self.stream.prepare(ids[self._rows[i]], mask[self._rows[i]]) for i in chosen]
-            finals = self.stream.run_together([Pass(batch) for batch in batches])
-            for index, batch, final in zip(chosen, batches, finals, strict=True):
-                compared[index] = ComparedBatch(batch, final, self._text.scored(index))
-        return compared
+
+def _compared_batches(cache: PrefixCache, batches: dict[int, Batch], text: ObjectiveText) -> dict[int, ComparedBatch]:
+    """The batches of this process, with the dense model's hidden states before the final norm."""
+    indices, compared = list(batches), {}
+    item_bytes = STREAMS_ABREAST * max((batch.embedded.nbytes for batch in batches.values()), default=0)
+    for together in cache.stream.together(len(indices), item_bytes):
+        chosen = [indices[place] for place in together]
+        for index, final in zip(chosen, cache.dense(chosen), strict=True):
+            compared[index] = ComparedBatch(batches[index], final, text.scored(index))
+    return compared
+
+
+def _keep_references(batches: dict[int, ComparedBatch], cache: PrefixCache, memory_budget: int) -> None:
+    """What hidden states leave of the budget goes to references, batch by batch."""
+    most_bytes = cache.most_bytes
+    left: float = memory_budget - min(memory_budget // 2, most_bytes) - bytes_of_next(most_bytes, memory_budget)
+    vocabulary = cache.stream.model.get_output_embeddings().weight.shape[0]
+    for compared in batches.values():
+        left -= reference_bytes(compared.scored.numel(), vocabulary)
+        compared.keeps_references = left >= 0
 
 
 def _not_finite(objective: str, stream: DecoderStream, batch: Batch, removed: Removed) -> InputError:

@@ -28,16 +28,23 @@ def stride_that_fits(stream_bytes: float, num_units: int, per_position: int, bud
     return stride
 
 
+def bytes_of_next(grid_bytes: float, budget: int) -> float:
+    """Most that is kept of sets that may be the next base: two of them, an eighth of a budget at most."""
+    return min(2 * grid_bytes, budget // 8)
+
+
 @dataclass(frozen=True)
 class Kept:
     """What an ablation keeps of a text.
 
     Attributes:
+        next_bytes: hidden states of sets that may be the next base, where a search names such.
         most_bytes: hidden states, references, and the text's embedding and dense answer, which no budget limits.
         all_references: whether all that the objective compares with is kept; else it is computed anew each time.
     """
 
     most_bytes: float
+    next_bytes: float
     all_references: bool
 
 
@@ -56,5 +63,6 @@ def kept_of(
     stream = num_positions * hidden_bytes
     grid = stream * num_units // stride_that_fits(stream, num_units, per_position, budget)
     references = reference_bytes(num_positions, vocabulary)
-    left = budget - min(budget // 2, grid)
-    return Kept(2 * stream + grid + min(references, left), references <= left)
+    following = bytes_of_next(grid, budget)
+    left = budget - min(budget // 2, grid) - following
+    return Kept(2 * stream + grid + min(references, left), following, references <= left)

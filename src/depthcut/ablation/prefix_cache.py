@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 from depthcut.ablation.ledger import Key, Removed
-from depthcut.ablation.memory import stride_that_fits
+from depthcut.ablation.memory import bytes_of_next, stride_that_fits
+from depthcut.model.block_call import Visitor
 from depthcut.model.branches import Architecture
 from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.types import Unit
@@ -24,11 +25,11 @@ def units_per_position(architecture: Architecture) -> int:
 
 
 class PrefixCache:
-    """Hidden states of the base, batch by batch, on a grid of positions.
+    """Hidden states of the base, batch by batch, on a grid of positions; and of sets that may be the next base.
 
     Args:
         batches: by index; those of this process.
-        budget: bytes, half of which the grid may take.
+        budget: bytes, half of which the grid may take, and an eighth the sets that may be next.
 
     Attributes:
         base: the removed set that is kept.
@@ -42,7 +43,9 @@ class PrefixCache:
         self._per_block = len(stream.architecture.branches)
         self._step = units_per_position(stream.architecture)
         self._kept: dict[int, dict[int, torch.Tensor]] = {index: {} for index in batches}
+        self._passed: dict[Removed, dict[int, dict[int, torch.Tensor]]] = {}
         self.stride = stride_that_fits(self._stream_bytes, len(stream.units), self._step, budget)
+        self._most_passed = bytes_of_next(self.most_bytes, budget)
 
     @property
     def _stream_bytes(self) -> int:
@@ -51,7 +54,7 @@ class PrefixCache:
     @property
     def kept_bytes(self) -> int:
         """In memory now."""
-        return sum(states.nbytes for kept in self._kept.values() for states in kept.values())
+        return _bytes(self._kept) + sum(map(_bytes, self._passed.values()))
 
     @property
     def most_bytes(self) -> int:
@@ -67,18 +70,35 @@ class PrefixCache:
     def rebase(self, removed: Removed) -> int:
         """Makes a set the base, and returns the position up to which all that is kept stays valid."""
         start = self.start(removed)
+        if removed == self.base:
+            return start
         self.base = removed
+        passed = self._passed.get(removed, {})
+        self._passed = {}
         for index, kept in self._kept.items():
-            self._kept[index] = {position: states for position, states in kept.items() if position <= start}
+            valid = {position: states for position, states in kept.items() if position <= start}
+            self._kept[index] = valid | passed.get(index, {})
         return start
 
-    def run(self, removed: Removed, index: int) -> tuple[torch.Tensor, int]:
-        """A set's hidden states before the final norm for a batch, and the unit evaluations that it took."""
+    def run(self, removed: Removed, index: int, *, as_next: bool = False) -> tuple[torch.Tensor, int]:
+        """A set's hidden states before the final norm for a batch, and the unit evaluations that it took.
+
+        Args:
+            as_next: keep what it passes through, for when it becomes the base.
+        """
         start = self.start(removed)
         entering = self.entering(index, start)
         before = self.stream.unit_evaluations
-        final = self.stream.run(self._batches[index], removed, start=start, stream=entering)
+        visit = self._keeping(removed, index) if as_next else None
+        final = self.stream.run(self._batches[index], removed, start=start, stream=entering, visit=visit)
+        self._make_room()
         return final, self.stream.unit_evaluations - before
+
+    def dense(self, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Hidden states of the whole model before the final norm for batches, side by side; the base is kept of it."""
+        visits = [partial(self._keep, self._kept[index]) for index in indices]
+        passes = [Pass(self._batches[i], visit=visit) for i, visit in zip(indices, visits, strict=True)]
+        return self.stream.run_together(passes)
 
     def entering(self, index: int, position: int) -> torch.Tensor:
         """A batch's hidden states entering a position of the base, computed from the nearest kept position before
@@ -102,9 +122,12 @@ class PrefixCache:
         """The last of the kept positions up to one that a pass can be entered at."""
         return max((known for known in kept if known <= position and self.stream.entry(known) == known), default=0)
 
-    def run_abreast(self, keys: Sequence[Key]) -> list[torch.Tensor]:
-        """Hidden states of sets on batches before the final norm. All run side by side, block by block; each set begins
-        at the base's hidden states where it first differs from the base.
+    def run_abreast(self, keys: Sequence[Key], *, as_next: bool = False) -> list[torch.Tensor]:
+        """Hidden states of sets on batches before the final norm, block by block: the base goes ahead, and sets leave
+        it as it comes by.
+
+        Args:
+            as_next: as for `run`.
         """
         needed: dict[int, set[int]] = {}
         for removed, index in keys:
@@ -113,12 +136,15 @@ class PrefixCache:
         num_of_base = len(runs)
         for removed, index in keys:
             start = self.start(removed)
-            runs.append(Pass(self._batches[index], removed, start, stream=partial(self._at, index, start)))
+            visit = self._keeping(removed, index) if as_next else None
+            entering = partial(self._at, index, start)
+            runs.append(Pass(self._batches[index], removed, start, stream=entering, visit=visit))
         finals = self.stream.run_together(runs)[num_of_base:]
         for index in needed:
             kept = self._kept[index]
             for position in [position for position in kept if position % self.stride]:
                 del kept[position]
+        self._make_room()
         return finals
 
     def _run_of_base(self, index: int, positions: set[int]) -> list[Pass]:
@@ -128,21 +154,45 @@ class PrefixCache:
         if not missing:
             return []
         nearest = self._nearest(kept, min(missing) - 1)
-        visit = partial(self._keep_passing, index, missing)
+        visit = partial(self._keep, kept, positions=missing)
         return [Pass(self._batches[index], self.base, nearest, max(missing), kept.get(nearest), visit)]
 
-    def _keep_passing(
-        self, index: int, positions: Collection[int], unit: Unit | int, _: torch.Tensor, after: torch.Tensor
+    def _keeping(self, removed: Removed, index: int) -> Visitor:
+        """What keeps a set's hidden states on the grid; the last one that was asked for is dropped last."""
+        self._passed[removed] = self._passed.pop(removed, {})
+        return partial(self._keep, self._passed[removed].setdefault(index, {}))
+
+    def _keep(
+        self,
+        kept: dict[int, torch.Tensor],
+        unit: Unit | int,
+        _: torch.Tensor,
+        after: torch.Tensor,
+        *,
+        positions: Collection[int] = (),
     ) -> None:
-        """A visitor: keeps the hidden states entering `positions` and the positions of the grid."""
+        """Keeps what enters the grid's positions as a pass comes by, or some positions and the grid's before them."""
         if isinstance(unit, int):
             position = (unit + 1) * self._per_block
-        elif self.stream.architecture.parallel:
+        elif self._step > 1:
             return
         else:
             position = self._places[unit] + 1
-        if position <= max(positions) and (position in positions or position % self.stride == 0):
-            self._kept[index][position] = after
+        last = max(positions, default=len(self.stream.units))
+        if position <= last and (position in positions or position % self.stride == 0):
+            kept[position] = after
+
+    def _make_room(self) -> None:
+        """Forgets sets that may be next until the others fit."""
+        taken = {removed: _bytes(passed) for removed, passed in self._passed.items()}
+        for removed in taken:
+            if sum(taken[other] for other in self._passed) <= self._most_passed:
+                return
+            del self._passed[removed]
 
     def _at(self, index: int, position: int) -> torch.Tensor:
         return self._kept[index][position] if position else self._batches[index].embedded
+
+
+def _bytes(kept: dict[int, dict[int, torch.Tensor]]) -> int:
+    return sum(states.nbytes for of_batch in kept.values() for states in of_batch.values())

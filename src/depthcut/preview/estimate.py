@@ -177,14 +177,15 @@ class _Run:
         search = self.recipe.build_search()
         if isinstance(search, Greedy) and search.strategy == "lazy":
             fraction = search.pilot_fraction
+            kept += whole.next_bytes
             kept += self._kept(fraction * sequences, self.room.kept // EXCERPTS_SHARE_OF_BUDGET).most_bytes
             dense += fraction
         projections = cost.candidate_evaluations * (1 if whole.all_references else 2) + dense
         rows = search_batch_size(self.recipe, sequences)
         passes = cost.unit_evaluations / (sequences * self.num_units)
         phase = self._passes("search", passes, projections, sequences, length, kept + self._logit_bytes(rows, 1), rows)
-        # Two whole passes keep streams before the first round.
-        return replace(phase, unit_evaluations=cost.unit_evaluations, sweeps=2 + self.problem.likely_steps)
+        # The dense pass keeps streams before the first round.
+        return replace(phase, unit_evaluations=cost.unit_evaluations, sweeps=1 + self.problem.likely_steps)
 
     def repair(self) -> Phase:
         """Passes of both models over the text and the sums that matrices are solved from, or the steps of a training.

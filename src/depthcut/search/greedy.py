@@ -2,33 +2,43 @@
 that is already gone (FinerCut, arXiv 2405.18218; SLEB, arXiv 2402.09025; BlockPruner, arXiv 2406.10594).
 
 `exhaustive` evaluates every candidate of every round on the whole calibration text. `lazy` (ours) finds nearly the same
-path for a small share of that. It keeps an estimate for every candidate and each round
+path for a small share of that. It keeps what it believes of every candidate, sequence by sequence, and each round
 
-1. looks anew, on a pilot text of excerpts, at the best estimates, at the neighbours of what was removed last, whose
-   cost can fall once their neighbour is gone, and at those not looked at for longest;
-2. corrects what the pilot says by how far off it was when the candidate was last evaluated in full;
-3. evaluates the best of them in full, until the next estimate is worse than what was found.
+1. looks anew, on a pilot text of excerpts, at the neighbours of what was removed last, whose cost can fall once their
+   neighbour is gone, and at all that may be the best by what was believed; what the pilot says of a candidate that has
+   been run on the text itself only moves what is known of it;
+2. lets those that may be the best by the noise of such a look race (`race.py`): they are run on more and more of the
+   text, and one that falls behind by more than its noise leaves;
+3. goes on from the winner's hidden states, which its run left.
 
 Steps can be judged by damage per parameter or per KV byte saved, when that is what the budget counts. `swap` then
-exchanges removed against kept units while that lowers the objective. Measured in `benchmarks/search_cost.py`.
+exchanges removed against kept units while that lowers the objective, in a race against what stands. Measured in
+`benchmarks/search_cost.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
+import torch
+
 from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.ledger import Removed
 from depthcut.ablation.objectives import find_objective
+from depthcut.search.beliefs import Beliefs
 from depthcut.search.problem import SEARCHES, Problem
+from depthcut.search.race import Racer, race
 from depthcut.types import Cost, Removal, Step, UnitChoice
 
 IMPROVEMENT = 1e-4
 """Share of the objective by which an exchange must lower it to be made: less is the noise of float32."""
+LIKELY_LOOKS, LIKELY_FULL = 6, 1.6
+"""Looks and whole evaluations a round, as measured on SmolLM2: for estimates."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,10 @@ class Greedy:
         strategy: `lazy` or `exhaustive`.
         swap: refine the final set by exchanges.
         pilot_fraction: share of the calibration tokens in the pilot text.
-        num_looks: best estimates looked at anew each round.
         num_neighbours: units on either side of the last removal that are looked at anew.
-        num_oldest: candidates looked at because it is longest ago.
-        num_full: candidates evaluated in full each round, at least and at most.
-        tolerance: how much worse than the best full evaluation an estimate may be and still be evaluated in full.
+        tolerance: how much worse than the best look, as a share, what was believed may be to be looked at anew.
+        num_racers: candidates that are run on the text itself each round, at most.
+        standard_errors: of the noise, by how many a candidate may be behind the best and stay in the race.
         joint: where single sublayers may go and the budget counts parameters, take pairs while it asks for that many;
             exchanges then part them.
         effort: unit evaluations that exchanges may bring the search to, as a share of what the naive loop of full
@@ -57,14 +66,13 @@ class Greedy:
     objective: str = "kl"
     strategy: Literal["lazy", "exhaustive"] = "lazy"
     swap: bool = True
-    pilot_fraction: float = 0.375
-    num_looks: int = 6
+    pilot_fraction: float = 0.125
     num_neighbours: int = 2
-    num_oldest: int = 1
-    num_full: tuple[int, int] = (2, 4)
-    tolerance: float = 0.05
+    tolerance: float = 0.1
+    num_racers: int = 8
+    standard_errors: float = 1.5
     joint: bool = True
-    effort: float = 0.08
+    effort: float = 0.035
     preferred_unit: UnitChoice = "pair"
     protected_fraction: float = 0.0
     needs: ClassVar[Literal["objective"]] = "objective"
@@ -81,19 +89,17 @@ class Greedy:
         rounds = range(min(problem.likely_steps, candidates))
         kept = [units - size * i for i in rounds]
         naive = sum((candidates - i) * (count - size) for i, count in zip(rounds, kept, strict=True))
-        # Two whole passes keep streams. Later rounds walk on from what was removed, candidates from where they leave.
-        walked = 2 * units + sum(kept[1:]) / 2
+        # The dense pass keeps streams. Later rounds walk on from what was removed, candidates from where they leave.
+        walked = units + sum(kept[1:]) / 2
         if self.strategy == "exhaustive":
             evaluated = 1.0 + sum(candidates - i for i in rounds)
             passes = walked + naive / 2
         else:
-            anew = min(candidates, self.num_looks + self.num_neighbours + self.num_oldest)
-            looks = candidates + (len(kept) - 1) * anew
-            # Few rounds need more than the least.
-            tails = len(kept) * self.num_full[0] + self.pilot_fraction * looks
+            looks = self.pilot_fraction * (candidates + (len(kept) - 1) * min(candidates, LIKELY_LOOKS))
+            tails = len(kept) * LIKELY_FULL + looks
             # What candidates are compared with costs a vocabulary projection.
             evaluated = 1 + tails + self.pilot_fraction * len(kept)
-            passes = (1 + self.pilot_fraction) * walked + tails * sum(kept) / len(kept) / 2
+            passes = units + self.pilot_fraction * walked + tails * sum(kept) / len(kept) / 2
             if self.swap and problem.budget.kind != "increase":
                 # Exchanges go on until the effort is spent.
                 evaluated *= max(1, self.effort * naive / passes)
@@ -113,20 +119,6 @@ class Greedy:
 
 
 @dataclass
-class _Estimate:
-    """The estimated increase of the objective if a candidate is removed next.
-
-    Attributes:
-        looked: the round of the last look.
-        in_full: increase at the last full evaluation, and what the pilot alone said then; None before the first.
-    """
-
-    increase: float
-    looked: int
-    in_full: tuple[float, float] | None = None
-
-
-@dataclass
 class _Rounds:
     """The state of one search.
 
@@ -140,7 +132,6 @@ class _Rounds:
     ablation: Ablation
     groups: list[Removal] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
-    estimates: dict[Removal, _Estimate] = field(default_factory=dict)
     naive_evaluations: int = 0
 
     def __post_init__(self) -> None:
@@ -150,6 +141,7 @@ class _Rounds:
         first = [] if lazy or self.problem.is_met(frozenset()) else self.candidates(frozenset())
         self.dense_value = self.ablation.evaluate([frozenset(), *map(frozenset, first)])[0]
         self.pilot = self.ablation.on_excerpts(self.settings.pilot_fraction) if lazy else self.ablation
+        self.beliefs = Beliefs(self.ablation, self.pilot)
 
     @property
     def removed(self) -> Removed:
@@ -196,62 +188,78 @@ class _Rounds:
         return {group: value - self.value for group, value in zip(candidates, values, strict=True)}
 
     def _lazy(self, candidates: Sequence[Removal]) -> dict[Removal, float]:
-        """Increases of the candidates that were evaluated in full."""
-        removed = self.removed
-        self._look(self._to_look_at(candidates), removed)
-        rate = {group: self.problem.saving(group, removed) for group in candidates}
-        found: dict[Removal, float] = {}
-        least, most = self.settings.num_full
-        while len(found) < len(candidates):
-            group = min(
-                (group for group in candidates if group not in found),
-                key=lambda group: (self.estimates[group].increase / rate[group], self._positions[group[0]]),
-            )
-            if self.estimates[group].looked != len(self.groups):
-                self._look([group], removed)
-                continue
-            best = min((found[known] / rate[known] for known in found), default=math.inf)
-            hopeless = self.estimates[group].increase / rate[group] > best + self.settings.tolerance * abs(best)
-            if len(found) >= least and (hopeless or len(found) >= most):
-                break
-            found[group] = self._in_full(group, removed, self.value)
-        return found
+        """Increases of the candidates that were run on the whole text."""
+        removed, weights = self.removed, self.ablation.weights
+        rates = {group: self.problem.saving(group, removed) for group in candidates}
+        raced: dict[Removal, Racer] = {}
+        looked: set[Removal] = set()
+        best: Racer | None = None
+        while True:
+            found = math.inf if best is None else best.mean(weights)
+            self._look(rates, looked, found)
+            racers = self._racers({group: rates[group] for group in rates if group in looked - raced.keys()}, found)
+            if not racers:
+                return {group: self.beliefs.increase(group) for group, racer in raced.items() if racer.is_through}
+            raced |= racers
+            through = self._race(list(racers.values()), best)
+            best = min([*([best] if best else []), *through], key=lambda racer: racer.mean(weights))
+            for group, racer in racers.items():
+                self.beliefs.learn(group, racer)
 
-    def _to_look_at(self, candidates: Sequence[Removal]) -> list[Removal]:
-        new = [group for group in candidates if group not in self.estimates]
-        known = [group for group in candidates if group in self.estimates]
-        removed = self.removed
-        known.sort(key=lambda group: self.estimates[group].increase / self.problem.saving(group, removed))
-        chosen = set(new) | set(known[: self.settings.num_looks])
+    def _racers(self, rates: Mapping[Removal, float], found: float) -> dict[Removal, Racer]:
+        """Of the groups that are believed to be best those that may be, by the noise of a look.
+
+        Args:
+            rates: of each group that was looked at and has not raced, what its increase is divided by.
+            found: the least that was measured this round; then a group must be believed to be less by a standard error.
+        """
+        believed = {group: self.beliefs.increase(group) / rate for group, rate in rates.items()}
+        order = sorted(rates, key=lambda group: (believed[group], group))[: self.settings.num_racers]
+        least = believed[order[0]] if order else 0.0
+        racers = {}
+        for group in order:
+            error = self.beliefs.error(group, least)
+            most = least + self.settings.standard_errors * error if math.isinf(found) else found - error
+            if believed[group] <= most:
+                rate = rates[group]
+                racers[group] = self.beliefs.racer(group, self.removed, least * rate, rate)
+        return racers
+
+    def _race(self, racers: Sequence[Racer], standing: Racer | None = None) -> list[Racer]:
+        """Those that were run on the whole text; increases are counted from what is removed."""
+        [reference] = self.ablation.per_sequence([self.removed], range(self.ablation.num_batches))
+        standard_errors = self.settings.standard_errors
+        return race(self.ablation, racers, reference, standard_errors=standard_errors, standing=standing)
+
+    def _look(self, rates: Mapping[Removal, float], looked: set[Removal], found: float) -> None:
+        """Looks on the pilot text at candidates that may be the best, until no other is believed to be near.
+
+        Args:
+            looked: what was looked at this round; grows.
+            found: the least increase, divided by its rate, that has been measured this round.
+        """
         last = self.groups[-1] if self.groups else ()
-        chosen |= {group for group in known if self._distance(group, last) <= self.settings.num_neighbours}
-        waiting = [group for group in known[: 2 * self.settings.num_looks] if group not in chosen]
-        waiting.sort(key=lambda group: self.estimates[group].looked)
-        return sorted(chosen | set(waiting[: self.settings.num_oldest]))
+        near = [group for group in rates if self._distance(group, last) <= self.settings.num_neighbours]
+        unknown = [group for group in rates if group not in self.beliefs]
+        to_look_at = [group for group in dict.fromkeys([*unknown, *near]) if group not in looked]
+        while True:
+            self.beliefs.look(to_look_at, self.removed)
+            looked.update(to_look_at)
+            believed = {group: self.beliefs.increase(group) / rate for group, rate in rates.items()}
+            best = min(believed.values())
+            others = [group for group in rates if group not in looked]
+            if math.isinf(found):
+                most = best + self.settings.tolerance * abs(best)
+                to_look_at = [group for group in others if believed[group] <= most]
+            else:
+                errors = {group: self.beliefs.error(group, believed[group]) for group in others}
+                to_look_at = [group for group in others if believed[group] <= found - errors[group]]
+            if not to_look_at:
+                return
 
     def _distance(self, group: Removal, other: Removal) -> float:
         pairs = [abs(self._positions[unit] - self._positions[near]) for unit in group for near in other]
         return min(pairs, default=math.inf)
-
-    def _look(self, groups: Sequence[Removal], base: Removed) -> None:
-        """Estimates the increase by each group on the pilot sequences."""
-        before, *after = self.pilot.evaluate([base, *(base.union(group) for group in groups)])
-        pairs = [known.in_full for known in self.estimates.values() if known.in_full]
-        ratios = [full / pilot for full, pilot in pairs if pilot > 0]
-        scale = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
-        for group, value in zip(groups, after, strict=True):
-            increase = value - before
-            known = self.estimates.get(group)
-            in_full = known.in_full if known else None
-            estimate = in_full[0] + (increase - in_full[1]) * scale if in_full else increase * scale
-            self.estimates[group] = _Estimate(estimate, len(self.groups), in_full)
-
-    def _in_full(self, group: Removal, base: Removed, base_value: float) -> float:
-        """The increase by a group on the whole text; remembers how far the pilot was off."""
-        before, after = self.pilot.evaluate([base, base.union(group)])
-        increase = self.ablation(base.union(group)) - base_value
-        self.estimates[group] = _Estimate(increase, len(self.groups), (increase, after - before))
-        return increase
 
     def exchange_while_it_pays(self) -> None:
         """Exchanges a removed group with a kept one while the objective falls and the effort is not spent."""
@@ -268,30 +276,40 @@ class _Rounds:
         self._rebase(removed)
         parts = self._exchangeable()
         now, *without = self.pilot.evaluate([removed, *(removed.difference(part) for part in parts)])
-        falls = {}
-        for part, value in zip(parts, without, strict=True):
-            saving = self.problem.saving(part, removed.difference(part))
-            falls[part] = (now - value) / saving if saving > 0 else math.inf
-        for part in sorted(parts, key=lambda part: -falls[part])[:3]:
-            if not self._effort_left():
-                return False
-            base = removed.difference(part)
-            self._rebase(base)
-            base_value = self.ablation(base)
-            candidates = [c for c in self.candidates(base) if c != part and self._may_replace(part, c)]
-            candidates.sort(key=lambda c: self.estimates[c].increase if c in self.estimates else math.inf)
-            near = [c for c in candidates if self._distance(c, part) <= self.settings.num_neighbours]
-            looked = list(dict.fromkeys([*candidates[: 2 * self.settings.num_looks], *near]))
-            if not looked:
-                continue
-            self._look(looked, base)
-            for other in sorted(looked, key=lambda c: self.estimates[c].increase)[: self.settings.num_full[0]]:
-                if base_value + self.estimates[other].increase > self.value + self.settings.tolerance * abs(self.value):
-                    break
-                if base_value + self._in_full(other, base, base_value) < self.value - IMPROVEMENT * abs(self.value):
-                    self._replace(part, other)
-                    return True
+        falls = {part: now - value for part, value in zip(parts, without, strict=True)}
+        savings = {part: self.problem.saving(part, removed.difference(part)) for part in parts}
+        parts.sort(key=lambda part: -falls[part] / savings[part] if savings[part] > 0 else -math.inf)
+        for part in itertools.takewhile(lambda _: self._effort_left(), parts[:3]):
+            other = self._better_than(part, abs(falls[part]))
+            if other is not None:
+                self._replace(part, other)
+                return True
         return False
+
+    def _better_than(self, part: Removal, fall: float) -> Removal | None:
+        """What lowers the objective most in place of a part of what is removed, if anything that looks like it does.
+
+        Args:
+            fall: by how much the objective falls without the part, about.
+        """
+        removed = self.removed
+        base = removed.difference(part)
+        self._rebase(base)
+        candidates = [c for c in self.candidates(base) if c != part and self._may_replace(part, c)]
+        candidates.sort(key=self.beliefs.increase)
+        near = [c for c in candidates if self._distance(c, part) <= self.settings.num_neighbours]
+        likely = list(dict.fromkeys([*candidates[: self.settings.num_racers], *near]))
+        if not likely:
+            return None
+        others = {base.union(group): group for group in likely}
+        racers = self.beliefs.challengers(
+            list(others), removed, fall=fall, standard_errors=self.settings.standard_errors
+        )
+        weights = self.ablation.weights
+        standing = Racer(removed, torch.zeros_like(weights), 0.0, 0.0, surprises=torch.zeros_like(weights))
+        through = self._race(racers, standing)
+        best = min(through, key=lambda racer: racer.mean(weights), default=standing)
+        return others[best.removed] if best.mean(weights) < -IMPROVEMENT * abs(self.value) else None
 
     def _exchangeable(self) -> list[Removal]:
         """What may be exchanged: every group, and where single sublayers may go, each half of a pair by itself."""
@@ -306,7 +324,7 @@ class _Rounds:
     def _replace(self, part: Removal, other: Removal) -> None:
         """Puts other units in the place that a part has in the path, and values the steps from there on anew."""
         place = next(place for place, group in enumerate(self.groups) if part[0] in group)
-        self.groups[place] = tuple(sorted({*self.groups[place], *other} - set(part)))
+        self.groups[place] = tuple(sorted(({*self.groups[place]} - set(part)) | set(other)))
         self.groups = self.problem.regroup(self.groups)
         self.values = [*self.values[:place]]
         for count in range(place, len(self.groups)):

@@ -51,7 +51,7 @@ LAZY = Greedy()
 VARIANTS = {
     "lazy (default)": LAZY.path,
     "lazy without exchanges": replace(LAZY, swap=False).path,
-    "lazy, nearer race": replace(LAZY, swap=False, standard_errors=1.0).path,
+    "lazy, longer race": replace(LAZY, swap=False, standard_errors=1.5).path,
     "lazy, wider race": replace(LAZY, swap=False, num_racers=12, standard_errors=2.0).path,
     "lazy, pilot of 1/4": replace(LAZY, swap=False, pilot_fraction=0.25).path,
     "plain lazy": plain_lazy,

@@ -70,7 +70,7 @@ class Greedy:
     num_neighbours: int = 2
     tolerance: float = 0.1
     num_racers: int = 8
-    standard_errors: float = 1.5
+    standard_errors: float = 1.0
     joint: bool = True
     effort: float = 0.035
     preferred_unit: UnitChoice = "pair"

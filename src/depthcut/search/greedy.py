@@ -68,7 +68,7 @@ class Greedy:
     swap: bool = True
     pilot_fraction: float = 0.125
     num_neighbours: int = 2
-    tolerance: float = 0.1
+    tolerance: float = 0.2
     num_racers: int = 8
     standard_errors: float = 1.0
     joint: bool = True

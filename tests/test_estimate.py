@@ -112,12 +112,12 @@ def test_a_lazy_search_takes_no_more_than_was_estimated(unit):
 
 
 def test_the_counts_on_smollm2_are_near_those_that_were_measured():
-    # 15 of 60 sublayers on 8 sequences, docs/log.md: exhaustive 169 712, lazy 12 459.
+    # 15 of 60 sublayers on 8 sequences, docs/log.md: exhaustive 169 712, lazy 17 794.
     model = tiny.model(num_hidden_layers=30)
     stream = DecoderStream(model, find_architecture(model.config))
     problem = replace(posed(stream, remove="15"), num_blocks=30)
     assert Greedy(strategy="exhaustive").estimate(problem, 8).unit_evaluations == pytest.approx(169_712, rel=0.01)
-    assert Greedy().estimate(problem, 8).unit_evaluations == pytest.approx(12_459, rel=0.15)
+    assert Greedy().estimate(problem, 8).unit_evaluations == pytest.approx(17_794, rel=0.15)
 
 
 def test_a_budget_of_parameters_takes_as_many_steps_as_units_of_mean_size():

@@ -34,7 +34,7 @@ def command(command):
         ({"method": "deeper-look"}, 2),
         ({"method": "shapley", "unit": "block", "max_forwards": 30}, 2),
         ({"method": "finercut"}, 2),
-        ({"calibration_samples": 2}, 8),
+        ({"calibration_samples": 2}, 7),
     ],
 )
 def test_shards_find_the_plan_of_one_process(command, model, tmp_path, options, num_arrays):

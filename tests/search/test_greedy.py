@@ -216,7 +216,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, monkeypatch, se
     monkeypatch.setattr(Journal, "add", add_or_die)
     kills, evaluated = 0, 0
     while True:
-        countdown[0] = chance.randint(1, 8) if kills < 20 else 10**9
+        countdown[0] = chance.randint(1, 7) if kills < 20 else 10**9
         journal = Journal(path, {"objective": "kl"})
         evaluated = max(evaluated, len(journal.lines))
         try:

@@ -37,7 +37,7 @@ from depthcut.types import Cost, Removal, Step, UnitChoice
 
 IMPROVEMENT = 1e-4
 """Share of the objective by which an exchange must lower it to be made: less is the noise of float32."""
-LIKELY_LOOKS, LIKELY_FULL = 6, 1.6
+LIKELY_LOOKS, LIKELY_FULL = 6, 2.4
 """Looks and whole evaluations a round, as measured on SmolLM2: for estimates."""
 
 
@@ -70,9 +70,9 @@ class Greedy:
     num_neighbours: int = 2
     tolerance: float = 0.2
     num_racers: int = 8
-    standard_errors: float = 1.0
+    standard_errors: float = 2.0
     joint: bool = True
-    effort: float = 0.035
+    effort: float = 0.06
     preferred_unit: UnitChoice = "pair"
     protected_fraction: float = 0.0
     needs: ClassVar[Literal["objective"]] = "objective"

@@ -127,6 +127,13 @@ BENCHMARKS = (
         ("WikiText-2 test: perplexity", "seconds"),
     ),
     Benchmark(
+        "draft",
+        "expected acceptance as a draft is the real one",
+        "--blocks 2 --prompts 2 --tokens 16 --repair-samples 4 --output OUT/draft.json",
+        "draft.json",
+        ("expected", "real"),
+    ),
+    Benchmark(
         "quantised",
         "quantisation before and after pruning",
         "--data DATA --plans OUT/quality --plan greedy-pairs-(default)-4.json --samples 2 --output OUT/quantised.json",

@@ -23,6 +23,7 @@ from depthcut.ablation.comparator import ComparedBatch
 from depthcut.export import hf
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
+from depthcut.model.block_call import BlockCaller
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
@@ -344,7 +345,7 @@ def test_too_little_memory_for_one_sequence_says_what_to_lower(llama, tmp_path, 
 
     given = ["prune", llama, "-o", tmp_path / "out", *words(OPTIONS)]
     with monkeypatch.context() as patch:
-        patch.setattr(DecoderStream, "_call_block", run)
+        patch.setattr(BlockCaller, "around", run)
         told = command(*given, code=2)
     assert "there is no memory for one sequence of 16 tokens" in told[-1] and "--memory-budget" in told[-1]
     command(*given, *(["--resume"] if (tmp_path / ".out.unfinished").exists() else []), code=0)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import coverage
+import all_types
 import family_proofs
 import torch
 from fresh_reader import FreshReader
@@ -70,7 +70,7 @@ def render(outcomes: Mapping[str, Mapping[str, str]]) -> str:
         for case, found in outcomes.items()
     ]
     return (
-        HEAD.replace("SHARES", coverage.headline())
+        HEAD.replace("SHARES", all_types.headline())
         + "| family | "
         + " | ".join(family_proofs.COLUMNS)
         + " |\n"
@@ -79,7 +79,7 @@ def render(outcomes: Mapping[str, Mapping[str, str]]) -> str:
         + "\n".join(rows)
         + "\n\n"
         + "\n".join(f"[{index}] {reason}" + "  " for index, reason in enumerate(reasons, 1))
-        + coverage.render()
+        + all_types.render()
     )
 
 

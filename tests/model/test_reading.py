@@ -36,7 +36,7 @@ def test_whatever_readers_raise_is_one_sentence(error):
 
 
 def test_a_fault_of_ours_stays_one(source, monkeypatch):
-    monkeypatch.setattr(load, "empty_model", raising(AttributeError("ours"), "depthcut.model.units"))
+    monkeypatch.setattr(load, "shapes_of", raising(AttributeError("ours"), "depthcut.model.units"))
     with pytest.raises(AttributeError, match="ours"):
         resolve(str(source.folder))
 

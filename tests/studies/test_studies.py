@@ -10,7 +10,7 @@ from example_study import IDENTITY, MEASURED, TEXT
 
 import depthcut
 import tiny
-from depthcut.ablation.ablation import Ablation
+from depthcut.ablation.prefix_cache import PrefixCache
 from depthcut.evaluation.language import compare_language
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
@@ -113,23 +113,23 @@ def test_a_sweep_leaves_tables_figures_and_data_that_agree(swept):
 def count(monkeypatch):
     """Counts evaluated sets and measured models, and can interrupt after a number of them."""
     done = {"sets": 0, "models": 0, "stop": None}
-    evaluate, measure = Ablation._run, quality.compare_language
+    evaluate, measure = PrefixCache.run, quality.compare_language
 
     def stop_if_due():
         if done["stop"] is not None and done["sets"] + done["models"] >= done["stop"]:
             raise KeyboardInterrupt
 
-    def run(self, removed, index):
+    def run(self, removed, index, **options):
         stop_if_due()
         done["sets"] += 1
-        return evaluate(self, removed, index)
+        return evaluate(self, removed, index, **options)
 
     def compare(dense, others, samples):
         stop_if_due()
         done["models"] += len(others)
         return measure(dense, others, samples)
 
-    monkeypatch.setattr(Ablation, "_run", run)
+    monkeypatch.setattr(PrefixCache, "run", run)
     monkeypatch.setattr(quality, "compare_language", compare)
     return done
 

@@ -33,6 +33,7 @@ from depthcut.model.precision import in_written_dtype
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stored import needs_unpacking, stored_model
 from depthcut.model.sublayers import CODE_FILE, is_marked, remote_code
+from depthcut.types import InputError
 
 RELOAD_SCRIPT = Path(__file__).with_name("reload_check.py")
 GREEDY_TOKENS, PAGED_GREEDY_TOKENS = 16, 2
@@ -130,7 +131,7 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, expected)
         # -P: the script's own folder must not shadow installed packages.
         trust = "trust" if is_marked(model.config) else "plain"
-        if needs_unpacking(read_config(folder).get("quantization_config") or {}, folder):
+        if _needs_own_reader(folder):
             trust = "own"
         arguments = [str(folder), str(expected), str(model.dtype), str(model.device), trust]
         arguments.append("disk" if paged else "memory")
@@ -156,6 +157,14 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
         raise VerificationError(f"the reloaded logits differ from those in memory by up to {difference:.3g}")
     if not (found["with_cache_equal"] and found["without_cache_equal"]):
         raise VerificationError("the reloaded model decodes other tokens than the model in memory")
+
+
+def _needs_own_reader(folder: Path) -> bool:
+    """Whether a written model is stored in a way that transformers alone does not read here."""
+    try:
+        return needs_unpacking(read_config(folder).get("quantization_config") or {}, folder)
+    except InputError as error:
+        raise VerificationError(f"the written model does not load in a fresh process: {error}") from error
 
 
 def _require_equal_tensors(folder: Path, model: PreTrainedModel) -> None:

@@ -101,7 +101,7 @@ class ModelSource:
         """
         parameters = sizes_from_config(self.config, self.architecture, self.dtype).parameters
         dtype = computing_dtype(self.dtype, chosen_device(device), parameters, room_bytes)
-        if dtype == self.dtype or self.stays_quantised:
+        if dtype == self.dtype or self.provenance.quantisation is not None:
             return self
         names = {"dtype": dtype, "written_dtype": self.written_dtype}
         changed = {field: str(chosen).removeprefix("torch.") for field, chosen in names.items()}

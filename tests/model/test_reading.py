@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import shapes
 import tiny
 from depthcut.model import load
 from depthcut.model.load import resolve
@@ -71,4 +72,22 @@ def test_blocks_inside_of_a_part_are_counted(tmp_path, blocks):
     entries["text_config"] |= {"num_hidden_layers": blocks, "layer_types": ["full_attention"] * blocks}
     (folder / "config.json").write_text(json.dumps(entries))
     with pytest.raises(InputError, match=f"it says {blocks} blocks, and the files hold {given}; download both again"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        # One kind more than blocks: that of the layer that predicts further tokens.
+        ("qwen3_next", "layer_types", [*shapes.SPECIAL["qwen3_next"]["layer_types"], "full_attention"]),
+        ("nemotron_h", "hybrid_override_pattern", "M|*|-|M|E|*"),
+        ("nemotron_h", "hybrid_override_pattern", "M/*-ME*"),
+    ],
+)
+def test_kinds_of_blocks_that_the_family_does_not_read_are_named(tmp_path, family, name, value):
+    folder = tiny.save(tmp_path / family, family)
+    entries = json.loads((folder / "config.json").read_text())
+    entries = {key: entry for key, entry in entries.items() if key not in ("layers_block_type", "layer_types")}
+    (folder / "config.json").write_text(json.dumps(entries | {"num_nextn_predict_layers": 1, name: value}))
+    with pytest.raises(InputError, match=rf"config\.json: {name} is .*, which cannot be read"):
         resolve(str(folder))

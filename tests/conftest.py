@@ -44,3 +44,13 @@ def command(outcome):
         return printed.err if code else printed.out
 
     return run
+
+
+@pytest.fixture
+def quick_reload(monkeypatch):
+    """Written models are reloaded in this process, and decode a few tokens: a fresh process takes seconds to start."""
+    import tiny
+    from depthcut.export import hf
+
+    tiny.reload_in_process(monkeypatch)
+    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)

@@ -20,7 +20,6 @@ import depthcut
 import tiny
 from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.comparator import ComparedBatch
-from depthcut.export import hf
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
 from depthcut.model.block_call import BlockCaller
@@ -65,10 +64,7 @@ def plan_of(folder):
     return json.loads((folder / "plan.json").read_text()) | {"cost": None}
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture(scope="module")

@@ -47,10 +47,7 @@ QUANTITIES = {"perplexity", "loss", "parameters", "blocks", "kv_bytes_per_token"
 AGAINST_DENSE = {"kl_to_dense", "loss/difference", "draft_acceptance", "draft_acceptance_greedy"}
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture(scope="module")

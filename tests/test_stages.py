@@ -23,10 +23,7 @@ LEARN = ["--repair-samples", REPAIR_SAMPLES, "--calibration-length", LENGTH]
 TEXTS = ["--evaluation-samples", "2", "--evaluation-length", "16", "--no-speed", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture(scope="module")

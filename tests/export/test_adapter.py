@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from depthcut.export import hf
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.bypass import bypass
 from depthcut.run.apply import apply_plan
@@ -22,10 +21,7 @@ TEXTS = {"evaluation_samples": 2, "evaluation_length": 16, "speed": False, "devi
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture(scope="module")

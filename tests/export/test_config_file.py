@@ -16,10 +16,7 @@ NOTES = {"_name_or_path": "someone/base", "a_note": {"of": ["its", "author"]}, "
 LINEAR = {"type": "linear", "factor": 2.0}
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 def pruned(folder, family, removed=REMOVED, drop=(), changes=None, **entries):

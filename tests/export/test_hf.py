@@ -13,11 +13,7 @@ from depthcut.model.architectures import find_architecture
 from depthcut.surgery import apply
 from depthcut.types import Unit
 
-
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture

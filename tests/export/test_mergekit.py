@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
-from depthcut.export import EXPORTS, VerificationError, hf
+from depthcut.export import EXPORTS, VerificationError
 from depthcut.run.api import prune
 from depthcut.run.apply import apply_plan
 from depthcut.run.by_hand import plan_of_units
@@ -23,10 +23,7 @@ SHORTGPT_LLAMA_2_7B = "21-29"
 TEXTS = {"evaluation_samples": 2, "evaluation_length": 16, "speed": False, "device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,7 @@ REMOVED = [Unit.parse(name) for name in ("0.attn", "1.ffn", "3.attn", "5.ffn")]
 FORM = EXPORTS.find("zeroed").make()
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 def write(family, folder, removed=REMOVED):

@@ -191,7 +191,11 @@ def test_names_that_no_file_can_have(name):
 def test_a_part_of_a_gguf(tmp_path, part):
     file = tmp_path / f"model-0000{part}-of-00002.gguf"
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 1))
-    assert f"is part {part} of 2 of a GGUF" in told(check_gguf, file)
+    assert told(check_gguf, file) == (
+        f"{file} is part {part} of 2 of a GGUF, which depthcut apply --to gguf reads by its first "
+        "(model-00001-of-00002.gguf); to search, join them with llama.cpp: llama-gguf-split --merge "
+        "model-00001-of-00002.gguf joined.gguf"
+    )
 
 
 def test_a_gguf_without_tensors(tmp_path):

@@ -24,10 +24,7 @@ ISLANDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 2)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 def stored(folder, family, names, dtype=torch.float32):

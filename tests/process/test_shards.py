@@ -10,14 +10,10 @@ from jobs import OPTIONS, words
 from safetensors.torch import load_file, save_file
 
 import depthcut
-import tiny
 from depthcut.process.ranks import Shard
 from depthcut.types import InputError
 
-
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 @pytest.fixture

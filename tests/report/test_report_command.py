@@ -8,10 +8,7 @@ import tiny
 from depthcut.report import Run
 from depthcut.types import Plan
 
-
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch):
-    tiny.reload_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
 def test_the_command_for_another_cut_makes_that_model_with_the_runs_own_repair(tmp_path, command, monkeypatch):

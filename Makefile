@@ -33,7 +33,7 @@ test-fast: $(VENV)/.test
 # What computes, once more with plain instructions: sums are rounded otherwise.
 test-numerics: $(VENV)/.test
 	ATEN_CPU_CAPABILITY=default $(PYTEST) -m "not long and not real and not browser and not device and $(ELSEWHERE)" \
-		tests/model tests/importance tests/search tests/repair tests/evaluation tests/test_surgery.py
+		tests/model tests/importance tests/methods tests/repairs tests/evaluation tests/test_surgery.py
 
 test-readers: $(VENV)/.test $(VENV)-readers/.installed
 	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) DEPTHCUT_MERGEKIT=$(abspath $(VENV)-readers)/mergekit \

@@ -16,7 +16,7 @@ from depthcut.calibration import parse_source, sample_text
 from depthcut.evaluation.language import compare_language
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.repair import Damage, parse_repairs
+from depthcut.repairs import Damage, parse_repairs
 from depthcut.surgery import apply
 
 NUM_TRAINING, LENGTH = 1024, 128

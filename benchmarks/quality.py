@@ -19,14 +19,14 @@ from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import parse_source, sample_text
 from depthcut.evaluation.language import compare_language
 from depthcut.importance.static import static_scores
+from depthcut.methods.budget import Budget
+from depthcut.methods.greedy import Greedy
+from depthcut.methods.problem import SEARCHES, Problem
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.process.journal import Journal
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import pose_problem
-from depthcut.search.budget import Budget
-from depthcut.search.greedy import Greedy
-from depthcut.search.problem import SEARCHES, Problem
 from depthcut.surgery import apply
 from depthcut.types import ScoreTable, Step, Unit
 

@@ -18,7 +18,7 @@ from depthcut.calibration import parse_source, sample_text
 from depthcut.evaluation.language import compare_language
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
-from depthcut.repair import Damage, parse_repairs, repair_and_judge
+from depthcut.repairs import Damage, parse_repairs, repair_and_judge
 from depthcut.surgery import apply
 from depthcut.types import Step
 

@@ -17,12 +17,12 @@ import torch
 
 from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import parse_source, sample_text
+from depthcut.methods.budget import Budget
+from depthcut.methods.greedy import Greedy
+from depthcut.methods.problem import Problem
 from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
-from depthcut.search.budget import Budget
-from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Problem
 from depthcut.types import Step
 
 

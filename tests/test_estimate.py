@@ -13,6 +13,9 @@ import tiny
 from depthcut.ablation.ablation import Ablation
 from depthcut.commands.terminal import print_outlook
 from depthcut.importance.static import static_scores
+from depthcut.methods.budget import Budget
+from depthcut.methods.greedy import Greedy
+from depthcut.methods.problem import Problem
 from depthcut.model.architectures import find_architecture
 from depthcut.model.flops import measure_work
 from depthcut.model.load import ModelSource
@@ -25,9 +28,6 @@ from depthcut.preview.estimate import estimate
 from depthcut.process.memory import Room
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, pose_problem
-from depthcut.search.budget import Budget
-from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Problem
 from depthcut.types import InputError
 
 ROOM = Room(2**30, None)

@@ -21,6 +21,9 @@ import tiny
 from depthcut.ablation.ablation import Ablation
 from depthcut.ablation.comparator import ComparedBatch
 from depthcut.importance.static import static_scores
+from depthcut.methods.budget import Budget
+from depthcut.methods.greedy import Greedy
+from depthcut.methods.problem import Problem
 from depthcut.model.architectures import find_architecture
 from depthcut.model.block_call import BlockCaller
 from depthcut.model.load import resolve
@@ -29,9 +32,6 @@ from depthcut.model.units import measure_sizes
 from depthcut.process.faults import is_out_of_memory, is_out_of_space
 from depthcut.process.journal import Journal
 from depthcut.run import plan, prune, write
-from depthcut.search.budget import Budget
-from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Problem
 from depthcut.types import InputError, ResourceError, Unit
 
 OPTIONS = {

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from depthcut.importance import METRICS
+from depthcut.methods.evolutionary import Evolutionary
+from depthcut.methods.greedy import Greedy
+from depthcut.methods.problem import SEARCHES
 from depthcut.registry import say, split_names
 from depthcut.run.recipe import REGISTRIES, Recipe
-from depthcut.search.evolutionary import Evolutionary
-from depthcut.search.greedy import Greedy
-from depthcut.search.problem import SEARCHES
 from depthcut.types import InputError
 
 TESTS = Path(__file__).parent
@@ -34,10 +34,10 @@ from depthcut.ablation.objectives.js import JS
 from depthcut.export import EXPORTS
 from depthcut.export.zeroed import Zeroed
 from depthcut.importance import METRICS, TokenMetric
-from depthcut.repair import REPAIRS
-from depthcut.repair.refit import LinearMap
-from depthcut.search.problem import SEARCHES
-from depthcut.search.fixed_order import FixedOrder
+from depthcut.repairs import REPAIRS
+from depthcut.repairs.refit import LinearMap
+from depthcut.methods.problem import SEARCHES
+from depthcut.methods.fixed_order import FixedOrder
 from depthcut.types import Step
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ assert (tiny.Path(folder) / "a" / "marked" / "config.json").is_file()
 assert "peak,place=2" in open(folder + "/a/scores.json").read()
 assert json.load(open(folder + "/b/plan.json"))["objective"] == new["objective"]
 """
-LOADS = "from depthcut.search.problem import SEARCHES; list(SEARCHES)"
+LOADS = "from depthcut.methods.problem import SEARCHES; list(SEARCHES)"
 CONTRACTS = [
     "test_grammar.py::test_every_setting_is_said_and_reads_as_it_is_written",
     "docs/test_docstrings.py",
-    "search/test_contract.py",
+    "methods/test_contract.py",
     "importance/test_metrics.py",
     "importance/test_objectives.py",
-    "repair/test_every_repair.py",
+    "repairs/test_every_repair.py",
     "export/test_every_form.py",
 ]
 

@@ -14,15 +14,15 @@ import depthcut
 import tiny
 from depthcut.export import VerificationError, hf
 from depthcut.importance import METRICS
+from depthcut.methods.problem import SEARCHES
 from depthcut.model.load import ModelSource
 from depthcut.preview.dry_run import preview as look_ahead
-from depthcut.repair.refit import Refit
+from depthcut.repairs.refit import Refit
 from depthcut.results import Measurement, Repair, read_list
 from depthcut.run import measure, plan, write
 from depthcut.run.export import export_model
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, prepare
-from depthcut.search.problem import SEARCHES
 from depthcut.types import InputError, Latency, Plan, ScoreTable
 
 FAMILIES = ("llama", "gemma3_text", "gpt2", "qwen2")

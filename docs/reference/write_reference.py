@@ -91,10 +91,10 @@ def names() -> str:
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
     from depthcut.importance import METRICS
+    from depthcut.methods.problem import SEARCHES
     from depthcut.model.files import PACKAGED_MODELS
     from depthcut.recipes import packaged_recipes
-    from depthcut.repair import REPAIRS
-    from depthcut.search.problem import SEARCHES
+    from depthcut.repairs import REPAIRS
 
     sections: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Methods: `--method`": (("name", "what it does", "source"), _registered(SEARCHES)),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from depthcut.model.stream import DecoderStream
     from depthcut.results import Measurement
     from depthcut.run.api import apply, prune, score
-    from depthcut.run.on_model import compare, remove, tokens
+    from depthcut.run.on_model import compare, remove, repair, search, tokens
     from depthcut.run.recipe import Recipe
     from depthcut.run.result import Result
     from depthcut.types import InputError, Plan, Scores, ScoreTable, Unit
@@ -30,6 +30,8 @@ _HOMES = {
     "score": "depthcut.run.api",
     "compare": "depthcut.run.on_model",
     "remove": "depthcut.run.on_model",
+    "repair": "depthcut.run.on_model",
+    "search": "depthcut.run.on_model",
     "tokens": "depthcut.run.on_model",
     "bypass": "depthcut.model.bypass",
     "resolve": "depthcut.model.load",
@@ -59,8 +61,10 @@ __all__ = [
     "compare",
     "prune",
     "remove",
+    "repair",
     "resolve",
     "score",
+    "search",
     "tokens",
 ]
 

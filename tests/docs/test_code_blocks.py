@@ -39,9 +39,9 @@ RUN_ELSEWHERE = {
     "--push-to-hub": "tests/export/test_push.py",
     "--show-completion": "tests/docs/test_install.py",
     "--install-completion": "tests/docs/test_install.py",
-    "lora": "tests/repair/test_healing.py",
-    "qlora": "tests/repair/test_healing_real.py",
-    "distill": "tests/repair/test_healing.py",
+    "lora": "tests/repairs/test_healing.py",
+    "qlora": "tests/repairs/test_healing_real.py",
+    "distill": "tests/repairs/test_healing.py",
 }
 """Options and repairs that need a network, an engine or minutes, and the test that runs them."""
 PROGRAMS = {"vllm": "test-vllm", "llama-cli": "test", "llama-server": "test", "git": "test", "torchrun": "test"}

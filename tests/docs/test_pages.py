@@ -7,8 +7,8 @@ import pytest
 from code_blocks import DOCS, ROOT
 
 from depthcut.evaluation.engines import ENGINES
+from depthcut.methods.problem import SEARCHES
 from depthcut.run.recipe import Recipe
-from depthcut.search.problem import SEARCHES
 
 MEASURED = [ROOT / "README.md", *(DOCS / name for name in ("methods.md", "studies.md", "evaluation.md"))]
 QUOTING = ["choose-a-method.md", "kv-cache.md", "repair.md", "limits.md", "engines.md"]

@@ -21,8 +21,8 @@ from depthcut.model.load import resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
 from depthcut.model.wrappers import num_blocks
-from depthcut.repair import Damage, repair_and_judge
-from depthcut.repair.refit import Refit
+from depthcut.repairs import Damage, repair_and_judge
+from depthcut.repairs.refit import Refit
 from depthcut.surgery import apply
 from depthcut.types import InputError
 

@@ -8,11 +8,11 @@ import torch
 import tiny
 from depthcut.importance import METRICS, check_metrics
 from depthcut.importance.static import static_scores
+from depthcut.methods.one_shot import rank
 from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import unit_parameters
 from depthcut.run.recipe import Recipe
-from depthcut.search.one_shot import rank
 from depthcut.types import InputError
 
 PLANTED = (1, 4)

@@ -5,8 +5,8 @@ import torch
 
 import tiny
 from depthcut.ablation.objectives import OBJECTIVES, QuestionObjective, asks_questions
+from depthcut.methods.budget import Budget
 from depthcut.run.recipe import Recipe
-from depthcut.search.budget import Budget
 
 POSITIONS, VOCABULARY = 7, 50
 ENTRIES = [pytest.param(entry, id=entry.name) for entry in OBJECTIVES]

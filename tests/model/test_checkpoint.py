@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from depthcut.calibration.local import read_objects
+from depthcut.methods.budget import StoredBytes
 from depthcut.model.checkpoint import check_model, known_types
 from depthcut.model.device import check_device
 from depthcut.model.files import check_gguf, find_gguf
@@ -22,7 +23,6 @@ from depthcut.model.load import resolve
 from depthcut.process.journal import Journal
 from depthcut.recipes import read_options
 from depthcut.run.recipe import Recipe
-from depthcut.search.budget import StoredBytes
 from depthcut.types import InputError, Plan, Provenance, Step, Unit, UnitSize
 
 SECONDS_AT_MOST = 60

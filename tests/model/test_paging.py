@@ -19,8 +19,8 @@ from depthcut.model.load import resolve
 from depthcut.model.paging import Pager, pager_of
 from depthcut.model.stream import DecoderStream
 from depthcut.process.memory import resident_bytes, share_out
-from depthcut.repair import Damage, repair_and_judge
-from depthcut.repair.refit import Refit
+from depthcut.repairs import Damage, repair_and_judge
+from depthcut.repairs.refit import Refit
 from depthcut.results import Measurement, read_list
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import load, prepare

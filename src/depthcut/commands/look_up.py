@@ -31,11 +31,11 @@ def list_names(
     from depthcut.calibration import BUILT_IN
     from depthcut.export import EXPORTS
     from depthcut.importance import METRICS
+    from depthcut.methods.problem import SEARCHES
     from depthcut.model.architectures import FAMILIES
     from depthcut.model.files import PACKAGED_MODELS
     from depthcut.recipes import packaged_recipes
-    from depthcut.repair import REPAIRS
-    from depthcut.search.problem import SEARCHES
+    from depthcut.repairs import REPAIRS
 
     console = Console()
     sections = {

@@ -17,7 +17,7 @@ from depthcut.model.wrappers import decoder_config, is_wrapper
 from depthcut.preview.device_profiles import measure_here
 from depthcut.preview.dry_run import estimate_source
 from depthcut.preview.outlook import MEASURED_SECONDS
-from depthcut.repair import REPAIRS, check_repairs
+from depthcut.repairs import REPAIRS, check_repairs
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, pose_problem
 from depthcut.types import InputError, Provenance, Record, UnitChoice

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from depthcut.methods.problem import Problem
 from depthcut.model.flops import ModelWork, measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model
@@ -15,7 +16,6 @@ from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, memory_of, pose_problem, prepare, settle_storage
-from depthcut.search.problem import Problem
 from depthcut.types import Cost, InputError, Plan, Unit
 
 CONTEXTS = (1024, 8192, 32_768, 131_072)

@@ -18,15 +18,15 @@ from depthcut.ablation.memory import EXCERPTS_SHARE_OF_BUDGET, FLOAT_BYTES, Kept
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE
 from depthcut.ablation.prefix_cache import units_per_position
 from depthcut.importance import passes_of
+from depthcut.methods.greedy import Greedy
+from depthcut.methods.problem import Problem
 from depthcut.model.flops import ModelWork
 from depthcut.model.stream import LOGIT_BYTES
 from depthcut.preview.device_profiles import DeviceProfile
 from depthcut.process.memory import Room
-from depthcut.repair.moments import Moments
+from depthcut.repairs.moments import Moments
 from depthcut.run.plan import HELD_OUT_SHARE, search_batch_size
 from depthcut.run.recipe import Recipe
-from depthcut.search.greedy import Greedy
-from depthcut.search.problem import Problem
 from depthcut.types import Cost, Unit
 
 REFIT_PASSES = 3.0

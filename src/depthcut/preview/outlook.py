@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from depthcut.methods.problem import Problem
 from depthcut.model.device import chosen_device
 from depthcut.model.flops import measure_work
 from depthcut.model.load import ModelSource
@@ -11,7 +12,6 @@ from depthcut.model.units import empty_model
 from depthcut.preview.device_profiles import measure_here
 from depthcut.preview.dry_run import estimate_source
 from depthcut.run.recipe import Recipe
-from depthcut.search.problem import Problem
 
 SHORT_FLOPS = 1e12
 """Work that is over before anyone asks how long it takes: some ten seconds of two cores."""

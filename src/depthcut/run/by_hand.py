@@ -1,4 +1,4 @@
-"""Plans without a search: from named units, and from plan files that hold only steps."""
+"""A plan of units that are named, without a search."""
 
 from __future__ import annotations
 

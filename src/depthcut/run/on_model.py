@@ -21,7 +21,7 @@ from depthcut.model.proof import prove
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import UnitNames, choose_units
 from depthcut.process.memory import share_out
-from depthcut.repair import check_repairs
+from depthcut.repairs import check_repairs
 from depthcut.results import Measurement, Repair
 from depthcut.run.by_hand import plan_of_units
 from depthcut.run.plan import find_plan, recipe_of_scores, score_units

@@ -13,6 +13,8 @@ from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
 from depthcut.importance import METRICS, passes_of
 from depthcut.importance.static import static_scores
+from depthcut.methods.budget import Budget
+from depthcut.methods.problem import SEARCHES, Problem
 from depthcut.model.latency import CONTEXT_TOKENS, measure_latency
 from depthcut.model.load import ModelSource
 from depthcut.process.journal import Journal, unite
@@ -20,8 +22,6 @@ from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Session
-from depthcut.search.budget import Budget
-from depthcut.search.problem import SEARCHES, Problem
 from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
 
 HELD_OUT_SHARE = 4

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from depthcut.export import EXPORTS
+from depthcut.methods.problem import Problem
 from depthcut.model.load import ModelSource
 from depthcut.process.ranks import ALONE, Ranks, join, was_restarted
 from depthcut.process.workspace import check_output, workspace
@@ -29,7 +30,6 @@ from depthcut.run.write import (
     write_forms,
     write_model,
 )
-from depthcut.search.problem import Problem
 from depthcut.surgery import apply
 from depthcut.types import Plan, ScoreTable, Unit
 

@@ -15,11 +15,11 @@ from depthcut.evaluation.questions import Questions
 from depthcut.evaluation.suite import Suite, check_harness, load_suite, parse_limit
 from depthcut.export import EXPORTS
 from depthcut.importance import METRICS
+from depthcut.methods.budget import Budget, parse_bytes
+from depthcut.methods.problem import SEARCHES, Search
 from depthcut.registry import Registry, split_settings
-from depthcut.repair import REPAIRS, RepairMethod, parse_repairs
+from depthcut.repairs import REPAIRS, RepairMethod, parse_repairs
 from depthcut.run.options import Options
-from depthcut.search.budget import Budget, parse_bytes
-from depthcut.search.problem import SEARCHES, Search
 from depthcut.types import InputError, first_problem
 
 REGISTRIES: dict[str, Registry[Any]] = {

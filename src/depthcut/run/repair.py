@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks
-from depthcut.repair import Damage, repair_and_judge
-from depthcut.repair.training.schedule import Schedule
+from depthcut.repairs import Damage, repair_and_judge
+from depthcut.repairs.training.schedule import Schedule
 from depthcut.results import Repair
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Session

@@ -21,6 +21,8 @@ from depthcut.calibration import (
 from depthcut.evaluation.questions import Questions
 from depthcut.export.stored import lying_in
 from depthcut.importance import METRICS, check_metrics
+from depthcut.methods.budget import Budget, Memory, StoredBytes
+from depthcut.methods.problem import Problem
 from depthcut.model.cache import cache_bytes
 from depthcut.model.device import check_device, chosen_device
 from depthcut.model.load import ModelSource, resolve
@@ -31,10 +33,8 @@ from depthcut.model.stream import DecoderStream
 from depthcut.model.units import ModelSizes, choose_units, sizes_from_config
 from depthcut.process.memory import Room, room_for_weights, share_out
 from depthcut.process.ranks import ALONE, Ranks
-from depthcut.repair import check_repairs
+from depthcut.repairs import check_repairs
 from depthcut.run.recipe import Recipe
-from depthcut.search.budget import Budget, Memory, StoredBytes
-from depthcut.search.problem import Problem
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from depthcut.ablation.objectives import OBJECTIVES
 from depthcut.importance import METRICS
+from depthcut.methods.problem import Problem
 from depthcut.model.load import ModelSource
 from depthcut.run.plan import find_plan, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Loaded, pose_problem
-from depthcut.search.problem import Problem
 from depthcut.types import InputError, Plan
 
 PATHS = "paths"

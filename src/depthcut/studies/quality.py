@@ -20,7 +20,7 @@ from depthcut.evaluation.retention import AVERAGE
 from depthcut.model.load import ModelSource
 from depthcut.model.stream import DecoderStream
 from depthcut.process.journal import Journal
-from depthcut.repair import check_repairs
+from depthcut.repairs import check_repairs
 from depthcut.results import Measurement
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair

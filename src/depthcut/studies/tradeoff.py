@@ -18,11 +18,11 @@ import torch
 
 from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
+from depthcut.methods.budget import Budget
 from depthcut.process.workspace import check_output
 from depthcut.run.plan import make_ablation
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Loaded, find_model, load, prepare
-from depthcut.search.budget import Budget
 from depthcut.studies.figures import PointFigure, two_measures
 from depthcut.studies.importances import Importances, leave_one_out, single_removals
 from depthcut.studies.ranks import ranks, spearman

@@ -1,0 +1,279 @@
+"""Dense and pruned model run side by side, front to back, while new weights are fitted to kept sublayers.
+
+`refit.py` says what they are fitted to and why. Groups are left one after the other; memory holds one stream of each
+model, or a file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthcut.model.stream import Batch, DecoderStream, Pass
+from depthcut.repairs import Damage
+from depthcut.repairs.groups import Group, find_groups
+from depthcut.repairs.moments import Moments, held_out_sequences
+from depthcut.repairs.projections import (
+    calls_of,
+    gain_after,
+    lacking,
+    maps_that_read,
+    matrix_of,
+    normed,
+    reach,
+    replace_matrix,
+)
+from depthcut.repairs.rooms import Rooms
+
+MOST_STREAMS = 5
+"""Streams of all sequences that exist together: the dense one at three positions, the pruned one at two."""
+
+FLOAT32_RIDGE = 1e-3
+"""From this ridge on, relative to the mean energy of the inputs, the rounding of float32 in their moments is hidden."""
+
+
+@dataclass
+class WeightChange:
+    """New weights for linear maps, made and unmade at will.
+
+    Attributes:
+        maps: each with what its matrix changes by, (outputs, inputs).
+    """
+
+    maps: list[tuple[nn.Module, torch.Tensor]]
+
+    def __post_init__(self) -> None:
+        self._before = [matrix_of(module) for module, _ in self.maps]
+
+    def make(self, step: float = 1.0) -> None:
+        """Replaces the matrices by those before plus a share of the change."""
+        for (module, change), before in zip(self.maps, self._before, strict=True):
+            replace_matrix(module, before + step * change.to(before))
+
+    def unmake(self) -> None:
+        for (module, _), before in zip(self.maps, self._before, strict=True):
+            replace_matrix(module, before)
+
+
+class FrontToBack:
+    """Both models run side by side, one group of sublayers at a time; memory holds one stream of each.
+
+    Args:
+        pruned: repaired in place: its modules change, its tensors are replaced.
+
+    Attributes:
+        last_cut: position in the dense model where the last removed run ends, known once groups are asked for.
+    """
+
+    last_cut = 0
+
+    def __init__(self, damage: Damage, pruned: PreTrainedModel, ridges: Sequence[float]) -> None:
+        self.damage, self.dense = damage, damage.dense
+        self.pruned = DecoderStream(pruned, self.dense.architecture)
+        self.ridges = ridges
+        self._precise = self.dense.model.dtype.itemsize > 2 and min(ridges) < FLOAT32_RIDGE
+        samples = damage.text
+        self._rows = [
+            slice(begin, begin + damage.batch_size) for begin in range(0, len(samples.input_ids), damage.batch_size)
+        ]
+        self._held_out = held_out_sequences(len(samples.input_ids))
+
+    def __enter__(self) -> FrontToBack:
+        self._rooms = Rooms(self.damage, MOST_STREAMS)
+        self._dense_streams: dict[int, torch.Tensor] = {}
+        self._pruned_streams = self._rooms.take()
+        self._left: torch.Tensor | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._dense_streams, self._pruned_streams, self._left
+        self._rooms.close()
+
+    def groups(self) -> Iterator[tuple[Group, Group | None]]:
+        """Yields the groups next to removed runs, in order; with a group, the following one where that stands directly
+        before a removed run, else None. The caller leaves each group by `advance` or `leave`.
+        """
+        found = find_groups(self.dense, self.pruned, self.damage.removed)
+        cuts = [group if group.before_removal else None for group in found[1:]] + [None]
+        concerned = [
+            (group, cut)
+            for group, cut in zip(found, cuts, strict=True)
+            if cut or group.before_removal or group.after_removal
+        ]
+        if not concerned:
+            return
+        first = concerned[0][0]
+        self.last_cut = max((group.dense_stop for group in found if group.before_removal), default=0)
+        begin = self.dense.units.index(first.dense[0])
+        if self.dense.architecture.parallel:
+            begin -= begin % len(self.dense.architecture.branches)
+        batches = list(self._batches(self.dense))
+        self._dense_streams[begin] = self._rooms.take()
+        for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
+            part = [batches[place] for place in together]
+            entering = self.dense.run_together([Pass(batch, stop=begin) for _, batch in part])
+            for (rows, batch), stream in zip(part, entering, strict=True):
+                self._dense_streams[begin][rows] = stream
+                # What was removed before the first kept sublayer was there in the dense model.
+                self._pruned_streams[rows] = batch.embedded if first.after_removal else stream
+        num_left = len(concerned)
+        try:
+            for group, cut in concerned:
+                yield group, cut
+                num_left -= 1
+                self.damage.advance(100 / len(concerned))
+        finally:
+            self.damage.advance(100 * num_left / len(concerned))
+
+    def _batches(self, stream: DecoderStream) -> Iterator[tuple[slice, Batch]]:
+        samples = self.damage.text
+        for rows in self._rows:
+            yield rows, stream.prepare(samples.input_ids[rows], samples.attention_mask[rows])
+
+    def _run(self, group: Group, rows: slice, batch: Batch) -> torch.Tensor:
+        """The pruned stream after a group."""
+        entering = self._pruned_streams[rows].to(batch.embedded.device)
+        return self.pruned.run(batch, start=group.pruned_start, stop=group.pruned_stop, stream=entering)
+
+    def advance(self, group: Group) -> None:
+        """Leaves a group as it is."""
+        self.leave(group, changed=True)
+
+    def leave(self, group: Group, *, changed: bool) -> None:
+        """Goes on to where the next group begins.
+
+        Args:
+            changed: whether the group is another than when `fit_writes` last ran it.
+        """
+        self._dense_at(group.dense_stop)
+        for position in [position for position in self._dense_streams if position < group.dense_stop]:
+            self._rooms.give_back(self._dense_streams.pop(position))
+        if changed or self._left is None:
+            for rows, batch in self._batches(self.pruned):
+                self._pruned_streams[rows] = self._run(group, rows, batch)
+        else:
+            self._pruned_streams, self._left = self._left, self._pruned_streams
+        if self._left is not None:
+            self._rooms.give_back(self._left)
+            self._left = None
+
+    def _dense_at(self, position: int) -> torch.Tensor:
+        """The dense stream that enters a position; what is behind the next group is kept until that is left."""
+        if position not in self._dense_streams:
+            begin = max(start for start in self._dense_streams if start < position)
+            reached = self._rooms.take()
+            for rows, batch in self._batches(self.dense):
+                entering = self._dense_streams[begin][rows].to(batch.embedded.device)
+                reached[rows] = self.dense.run(batch, start=begin, stop=position, stream=entering)
+            self._dense_streams[position] = reached
+        return self._dense_streams[position]
+
+    def _add(
+        self,
+        moments: Moments,
+        rows: slice,
+        batch: Batch,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:
+        """Adds the tokens of a batch, (sequences, length, ...) each, that are no pads."""
+        moments.add_sequences(inputs, targets, weights, batch.token_mask, self._held_out[rows])
+
+    def _solve(self, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Moments.solve`, after all paged weights have been dropped from memory to make room."""
+        if self.dense.pager is not None:
+            self.dense.pager.let_all_go()
+        return moments.solve(self.ridges)
+
+    def fit_reads(self, group: Group) -> WeightChange:
+        """The maps that read the stream, each times the map from the pruned normed stream to the dense one."""
+        maps: list[tuple[nn.Module, torch.Tensor]] = []
+        dense_streams = self._dense_streams[min(self._dense_streams)]
+        for unit in group.pruned:
+            block = self.pruned.blocks[unit.layer]
+            branch = self.pruned.architecture.branches[unit.kind].of(block)
+            if not branch.projection:
+                continue
+            width = self._pruned_streams.shape[-1]
+            moments = Moments(width, width, precise=self._precise)
+            for rows, batch in self._batches(self.pruned):
+                device = batch.embedded.device
+                read, meant = (
+                    normed(block, branch, streams[rows].to(device)) for streams in (self._pruned_streams, dense_streams)
+                )
+                self._add(moments, rows, batch, read, meant - read, torch.ones(read.shape[:2], device=device))
+            change, _ = self._solve(moments)
+            rows, batch = next(self._batches(self.pruned))
+            with maps_that_read(getattr(block, (*branch.leading, branch.core)[0])) as readers:
+                self._run(group, rows, batch)
+            maps += [(module, matrix_of(module) @ change.to(matrix_of(module))) for module in readers]
+        return WeightChange(maps)
+
+    def fit_writes(
+        self, group: Group, *, widest: bool, cut: Group | None = None
+    ) -> tuple[WeightChange, dict[str, float]]:
+        """Solves the output projections of a group for the stream after it, or after a group that follows.
+
+        Args:
+            widest: whether a projection may change in any way, where memory suffices to solve for that; else only by a
+                map of what it gave.
+            cut: the group that follows.
+
+        Returns:
+            The change, and by dense unit the share of the error on held-out tokens that it leaves.
+        """
+        blocks = [self.pruned.blocks[unit.layer] for unit in group.pruned]
+        branches = [
+            self.pruned.architecture.branches[unit.kind].of(block)
+            for unit, block in zip(group.pruned, blocks, strict=True)
+        ]
+        if not all(branch.projection for branch in branches):
+            return WeightChange([]), {}
+        projections: list[nn.Module] = [
+            attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
+        ]
+        gain = gain_after(blocks[0], branches[0], self._pruned_streams.shape[-1])
+        widths = [matrix_of(projection).shape[1] for projection in projections]
+        room = self.damage.solving_bytes
+        widest = widest and (room is None or Moments.bytes(sum(widths), len(gain)) <= room)
+        widths = widths if widest else [len(gain) for _ in widths]
+        moments = Moments(sum(widths), len(gain), precise=self._precise)
+        dense_streams = self._dense_at(group.dense_stop)
+        if cut is not None:
+            dense_streams = self._dense_at(cut.dense_stop)
+        elif self._left is None:
+            self._left = self._rooms.take()
+        for rows, batch in self._batches(self.pruned):
+            entering = self._pruned_streams[rows].to(batch.embedded.device)
+            with calls_of(projections, entering.shape[:-1]) as calls:
+                after = self._run(group, rows, batch)
+            written = torch.stack([output for _, output in calls]).sum(dim=0)
+            scale = reach(after - entering, written, gain)
+            features = torch.cat(
+                [
+                    inputs if widest else inputs @ matrix_of(projection).T
+                    for projection, (inputs, _) in zip(projections, calls, strict=True)
+                ],
+                dim=-1,
+            )
+            if cut is not None:
+                after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
+            elif self._left is not None:
+                self._left[rows] = after
+            meant = dense_streams[rows].to(after.device)
+            self._add(moments, rows, batch, features * scale, *lacking(after, meant, gain))
+        change, left = self._solve(moments)
+        parts = torch.split(change, widths, dim=1)
+        maps = [
+            (projection, part if widest else part.to(matrix_of(projection)) @ matrix_of(projection))
+            for projection, part in zip(projections, parts, strict=True)
+        ]
+        energy = moments.energy * gain.double().cpu().square()
+        share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
+        return WeightChange(maps), {str(unit): share for unit in group.dense}

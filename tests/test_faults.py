@@ -378,7 +378,12 @@ def test_the_real_allocator_is_understood():
 
 # Signals
 
+# A job in the background of a shell inherits that it ignores SIGINT.
 HOLDS = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import torch
 from depthcut import cli
 from depthcut.process.journal import Journal

@@ -14,9 +14,10 @@ def torchrun(num_ranks, words, script=("-m", "depthcut"), **options):
     flags = ["--nproc-per-node", str(num_ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     for name, value in options.items():
         flags += [f"--{name.replace('_', '-')}", str(value)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *flags, *map(str, script), *map(str, words)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
@@ -312,9 +312,19 @@ class _Rounds:
         return others[best.removed] if best.mean(weights) < -IMPROVEMENT * abs(self.value) else None
 
     def _exchangeable(self) -> list[Removal]:
-        """What may be exchanged: every group, and where single sublayers may go, each half of a pair by itself."""
-        halves = [(unit,) for group in self.groups if self.problem.unit == "sublayer" for unit in group]
-        return list(dict.fromkeys([*self.groups, *halves]))
+        """What may be exchanged: every group, where single sublayers may go each half of one, and of pairs any two that
+        leave whole pairs, whichever went together."""
+        removed = self.removed
+        others: Iterable[Removal] = []
+        if self.problem.unit == "sublayer":
+            others = [(unit,) for group in self.groups for unit in group]
+        elif self.problem.unit == "pair":
+            others = (
+                two
+                for two in itertools.combinations(sorted(removed), 2)
+                if self.problem.is_whole(removed.difference(two))
+            )
+        return list(dict.fromkeys([*self.groups, *others]))
 
     def _may_replace(self, part: Removal, other: Removal) -> bool:
         """Whether the budget stays met, and what is kept can still be cut into groups."""
@@ -323,9 +333,10 @@ class _Rounds:
 
     def _replace(self, part: Removal, other: Removal) -> None:
         """Puts other units in the place that a part has in the path, and values the steps from there on anew."""
-        place = next(place for place, group in enumerate(self.groups) if part[0] in group)
-        self.groups[place] = tuple(sorted(({*self.groups[place]} - set(part)) | set(other)))
-        self.groups = self.problem.regroup(self.groups)
+        place = next(place for place, group in enumerate(self.groups) if not set(part).isdisjoint(group))
+        left = [set(group).difference(part) for group in self.groups]
+        left[place].update(other)
+        self.groups = self.problem.regroup([tuple(sorted(group)) for group in left])
         self.values = [*self.values[:place]]
         for count in range(place, len(self.groups)):
             self.values.append(self.ablation(frozenset(unit for g in self.groups[: count + 1] for unit in g)))

@@ -116,7 +116,7 @@ def test_a_planted_map_of_what_the_last_projection_wrote_is_folded_into_it(repai
 @pytest.mark.parametrize("block", [3, 192])
 def test_moments_solve_least_squares(block, monkeypatch):
     """Also where the symmetric moments come from several blocks, which mirror each other."""
-    monkeypatch.setattr(moments_module, "BLOCK", block)
+    monkeypatch.setattr(moments_module, "BLOCK", {"cpu": block})
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 7, generator=generator, dtype=torch.float64)
     targets = torch.randn(200, 4, generator=generator, dtype=torch.float64) + inputs @ torch.randn(7, 4).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 from collections.abc import Iterator
 
@@ -42,6 +43,21 @@ def device_label(device: torch.device) -> str:
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     named = getattr(torch.get_device_module(device), "get_device_name", None)
     return str(device) if named is None else str(named(device))
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64; Apple's does not."""
+    try:
+        one = torch.ones(1, 1, dtype=torch.float64, device=device)
+        return bool(one @ one == 1)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def widest_type(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32."""
+    return torch.float64 if has_float64(device) else torch.float32
 
 
 def synchronize(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import Emulation
+from depthcut.model.device import widest_type
 from depthcut.repairs import REPAIRS, Damage, Repaired, require_branches
 from depthcut.repairs.moments import FITTED, HELD_OUT, Moments, held_out_sequences
 from depthcut.repairs.training.folder import training_folder
@@ -155,14 +156,16 @@ class LowRank(Schedule):
         left: torch.Tensor,
     ) -> tuple[Emulation, float]:
         """The best map of the rank, in the metric of what it predicts, and the share of the error it leaves."""
-        _, directions = torch.linalg.eigh(matrix @ moments.inputs @ matrix.T)
-        kept = directions[:, -self.rank :]
+        explained = matrix @ moments.inputs @ matrix.T
+        # Where there is no float64 there is no eigendecomposition either.
+        _, directions = torch.linalg.eigh(explained if explained.dtype == torch.float64 else explained.cpu().double())
+        kept = directions[:, -self.rank :].to(matrix)
         emulation = Emulation(len(mean_added), self.rank)
         multiplier = _branch_multiplier(damage)
         emulation.down.copy_(kept.T @ matrix)
         emulation.up.copy_(kept / multiplier)
-        shift = kept @ (kept.T @ (matrix @ mean_stream.double().cpu()))
-        emulation.bias.copy_((mean_added.double().cpu() - shift) / multiplier)
+        shift = kept @ (kept.T @ (matrix @ mean_stream.to(matrix)))
+        emulation.bias.copy_((mean_added.to(matrix) - shift) / multiplier)
         return emulation, moments.share_left(kept @ kept.T @ matrix)
 
 
@@ -201,7 +204,8 @@ def _means(damage: Damage) -> dict[Unit, tuple[torch.Tensor, torch.Tensor]]:
     sums: dict[Unit, list[torch.Tensor]] = {}
 
     def add(unit: Unit, stream: torch.Tensor, added: torch.Tensor, _: int) -> None:
-        found = [stream.double().sum(dim=0), added.double().sum(dim=0)]
+        exact = widest_type(stream.device)
+        found = [stream.sum(dim=0, dtype=exact), added.sum(dim=0, dtype=exact)]
         sums[unit] = [old + new for old, new in zip(sums[unit], found, strict=True)] if unit in sums else found
 
     _visit_removed(damage, damage.removed, add)

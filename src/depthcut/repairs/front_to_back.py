@@ -274,6 +274,6 @@ class FrontToBack:
             (projection, part if widest else part.to(matrix_of(projection)) @ matrix_of(projection))
             for projection, part in zip(projections, parts, strict=True)
         ]
-        energy = moments.energy * gain.double().cpu().square()
+        energy = moments.energy * gain.to(moments.energy).square()
         share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
         return WeightChange(maps), {str(unit): share for unit in group.dense}

@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
+from depthcut.model.device import free_cached_memory, has_float64, widest_type
+from depthcut.process.faults import is_out_of_memory
+from depthcut.repairs.solving import CPU, Solver, Sums, is_quick_in_float64
 from depthcut.types import InputError
 
-BLOCK = 192
+BLOCK = {"cpu": 192}
 """Columns of the inputs that are multiplied at a time with all that follow: what is left out mirrors the rest."""
+BLOCK_ELSEWHERE = 1024
+"""The same on devices that need more work at a time."""
+
+TOKENS_AT_ONCE = 1024
+"""Tokens whose products are summed by float32 alone where the sums over calls are not float64."""
 
 FITTED, HELD_OUT = 0, 1
 HELD_OUT_SHARE = 4
@@ -33,37 +41,87 @@ def held_out_sequences(num_sequences: int) -> torch.Tensor:
 class Moments:
     """Sums over tokens from which maps from inputs to targets are solved; memory does not grow with the tokens.
 
+    All of it lies and is computed on the device of the first tokens, or in the memory of the host from where that one
+    runs out on, and is then computed on the device a part at a time.
+
     Args:
         num_inputs: features of a token.
         num_targets: outputs that are regressed on them.
         precise: take products in float64, and choose ridges in it, where the inputs are exact enough for it and the
-            ridges so small that they need it; else in float32. Sums over calls and the map are float64 always.
+            ridges so small that they need it; else in float32. Sums over calls and the map are float64 always, or as
+            near to it as the device comes (`solving.py`).
     """
 
     def __init__(self, num_inputs: int, num_targets: int, *, precise: bool = True) -> None:
-        self._product_dtype = torch.float64 if precise else torch.float32
+        self._shape, self._precise = (num_inputs, num_targets), precise
+        self._device: torch.device | None = None
+
+    def _begin(self, device: torch.device) -> None:
+        """Sums of nothing on a device, or on the host where it has no room for them."""
+        quick = self._precise and is_quick_in_float64(device)
+        self._device, self._product_dtype = device, torch.float64 if quick else torch.float32
+        self._block = BLOCK.get(device.type, BLOCK_ELSEWHERE)
+        try:
+            self._make(device)
+        except RuntimeError as error:
+            if device == CPU or not is_out_of_memory(error):
+                raise
+            self._make(CPU)
+            self._device = device if has_float64(device) else CPU
+
+    def _make(self, device: torch.device) -> None:
+        num_inputs, num_targets = self._shape
         # Of the inputs, which are symmetric, the blocks on and above the diagonal; `_whole` mirrors them.
-        self._inputs = torch.zeros(2, num_inputs, num_inputs, dtype=torch.float64)
-        self._products = torch.zeros(2, num_inputs, num_targets, dtype=torch.float64)
-        self._energy = torch.zeros(2, num_targets, dtype=torch.float64)
+        self._inputs = Sums.zeros(2, num_inputs, num_inputs, device=device)
+        self._products = Sums.zeros(2, num_inputs, num_targets, device=device)
+        self._energy = Sums.zeros(2, num_targets, device=device)
+
+    def _leave(self) -> None:
+        """Moves the sums to the memory of the host, where they are float64, which the device has to know to help."""
+        assert self._device is not None
+        self._inputs, self._products, self._energy = (
+            sums.on_host() for sums in (self._inputs, self._products, self._energy)
+        )
+        free_cached_memory(self._device)
+        self._device = self._device if has_float64(self._device) else CPU
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, part: int) -> None:
         """Adds tokens.
 
         Args:
             inputs: (tokens, inputs).
-            targets: (tokens, targets).
+            targets: (tokens, targets), and on the same device.
             weights: (tokens,), how much each token counts.
             part: which sums they go to, `FITTED` or `HELD_OUT`.
         """
-        inputs, targets, weights = (values.to("cpu", self._product_dtype) for values in (inputs, targets, weights))
+        if self._device is None:
+            self._begin(inputs.device)
+        step = len(inputs) if has_float64(inputs.device) else TOKENS_AT_ONCE
+        for begin in range(0, len(inputs), max(1, step)):
+            tokens = slice(begin, begin + step)
+            x, y, weight = (values[tokens].to(self._product_dtype) for values in (inputs, targets, weights))
+            self._add(x, y, weight, part)
+
+    def _add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, part: int) -> None:
         root = weights.sqrt()[:, None]
         inputs, targets = inputs * root, targets * root
-        for begin in range(0, inputs.shape[1], BLOCK):
-            rows = slice(begin, begin + BLOCK)
-            self._inputs[part, rows, begin:] += inputs[:, rows].T @ inputs[:, begin:]
-        self._products[part] += inputs.T @ targets
-        self._energy[part] += targets.square().double().sum(dim=0)
+        for begin in range(0, inputs.shape[1], self._block):
+            rows = slice(begin, begin + self._block)
+            self._grow("_inputs", (part, rows, slice(begin, None)), inputs[:, rows].T, inputs[:, begin:])
+            self._grow("_products", (part, rows), inputs[:, rows].T, targets)
+        self._energy[part].add(targets.square().sum(dim=0, dtype=widest_type(targets.device)))
+
+    def _grow(self, name: str, where: object, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Adds a product to some of the sums, which leave the device where there is no room for it."""
+        try:
+            getattr(self, name)[where].add(left @ right)
+        except RuntimeError as error:
+            if left.device == CPU or not is_out_of_memory(error):
+                raise
+        else:
+            return
+        self._leave()
+        getattr(self, name)[where].add(left @ right)
 
     def add_sequences(
         self,
@@ -95,31 +153,51 @@ class Moments:
         Returns:
             (targets, inputs) the map, and (targets,) the share of the held-out error that is left with it: at most 1.
         """
-        penalty = _penalty(self.inputs)
-        before = self._energy[HELD_OUT]
-        chosen, least = self._choose(ridges, penalty)
-        found, total = torch.zeros_like(self._products[FITTED]), self.inputs
-        for ridge in sorted(set(chosen.tolist()) - {0}):
+        try:
+            return self._solve(ridges)
+        except RuntimeError as error:
+            # What a device cannot do the host can, and what it has no room for comes to it in parts.
+            cannot = isinstance(error, NotImplementedError)
+            if self._inputs.high.device == CPU or not (cannot or is_out_of_memory(error)):
+                raise
+        self._leave()
+        self._device = CPU if cannot else self._device
+        return self._solve(ridges)
+
+    def _solve(self, ridges: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        energies = self._energies()
+        penalty = _penalty(energies.sum(dim=0))
+        before = self.energy
+        chosen, least = self._choose(ridges, penalty, energies)
+        tiny = torch.finfo(before.dtype).tiny
+        left = torch.where(before > 0, least.clamp_min(0) / before.clamp_min(tiny), torch.ones_like(before))
+        found, kinds = torch.zeros_like(self._products.high[FITTED]), sorted(set(chosen.tolist()) - {0})
+        assert self._device is not None
+        solver, total = Solver(self._device), self._whole(FITTED) + self._whole(HELD_OUT)
+        for ridge in kinds:
             columns = chosen == ridge
-            found[:, columns] = _solve(total, ridge * penalty, self._products.sum(dim=0)[:, columns])
-        left = torch.where(before > 0, least.clamp_min(0) / before.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
+            products = (self._products[FITTED] + self._products[HELD_OUT]).total()[:, columns]
+            found[:, columns] = solver.solve_sums(total, ridge * penalty, products)
         return found.T.contiguous(), left
 
-    def _choose(self, ridges: Sequence[float], penalty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(
+        self, ridges: Sequence[float], penalty: torch.Tensor, energies: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(targets,) the best ridge of each, 0 where none helps, and the held-out error with it."""
-        fitted, held_out = (self._whole(part).to(self._product_dtype) for part in (FITTED, HELD_OUT))
-        fitted_products, held_out_products = self._products.to(self._product_dtype)
+        assert self._device is not None
+        solver, dtype = Solver(self._device), self._product_dtype
+        fitted, held_out = (self._whole(part).total().to(dtype) for part in (FITTED, HELD_OUT))
+        fitted_products, held_out_products = (self._products[part].total().to(dtype) for part in (FITTED, HELD_OUT))
         # The fitted part is a part of the total, and so is the penalty that belongs to it.
-        energies = self._inputs.diagonal(dim1=1, dim2=2).sum(dim=1)
-        share = energies[FITTED] / energies.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        penalty = (share * penalty).to(self._product_dtype)
-        least = self._energy[HELD_OUT].clone()
+        share = energies[FITTED].sum() / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
+        penalty = (share * penalty).to(dtype)
+        least = self.energy.clone()
         chosen = torch.zeros_like(least)
-        falls = torch.arange(len(least))
+        falls = torch.arange(len(least), device=least.device)
         for ridge in sorted(ridges, reverse=True):
-            tried = _solve(fitted, ridge * penalty, fitted_products[:, falls])
-            fits = (tried * (held_out @ tried - 2 * held_out_products[:, falls])).double().sum(dim=0)
-            error = self._energy[HELD_OUT, falls] + fits
+            tried = solver.solve(fitted, ridge * penalty, fitted_products[:, falls])
+            fits = tried * (solver.times(held_out, tried) - 2 * held_out_products[:, falls])
+            error = self.energy[falls] + fits.sum(dim=0, dtype=least.dtype)
             better = error < least[falls]
             falls, error = falls[better], error[better]
             least[falls], chosen[falls] = error, ridge
@@ -135,42 +213,32 @@ class Moments:
     @property
     def inputs(self) -> torch.Tensor:
         """(inputs, inputs) second moments of the inputs over all tokens."""
-        return self._whole(FITTED) + self._whole(HELD_OUT)
+        return (self._whole(FITTED) + self._whole(HELD_OUT)).total()
 
-    def _whole(self, part: int) -> torch.Tensor:
+    def _energies(self) -> torch.Tensor:
+        """(parts, inputs) the energy of each input."""
+        return torch.stack([self._inputs[part].total().diagonal() for part in (FITTED, HELD_OUT)])
+
+    def _whole(self, part: int) -> Sums:
         """(inputs, inputs) second moments of the inputs over a part of the tokens; shares memory with the sums."""
         sums = self._inputs[part]
-        for begin in range(0, len(sums), BLOCK):
-            rows, after = slice(begin, begin + BLOCK), slice(begin + BLOCK, None)
-            sums[after, rows] = sums[rows, after].T
+        sums.mirror(self._block)
         return sums
 
     def share_left(self, matrix: torch.Tensor) -> float:
         """The share of the held-out error that a map, (targets, inputs), leaves."""
         before = float(self.energy.sum())
-        fits = matrix.T * (self._whole(HELD_OUT) @ matrix.T - 2 * self._products[HELD_OUT])
+        held_out, products = self._whole(HELD_OUT).total(), self._products[HELD_OUT].total()
+        fits = matrix.T * (held_out @ matrix.T - 2 * products)
         return (before + float(fits.sum())) / before if before else 1.0
 
     @property
     def energy(self) -> torch.Tensor:
         """(targets,) the held-out error before anything is fitted."""
-        return self._energy[HELD_OUT]
+        return self._energy[HELD_OUT].total()
 
 
-def _penalty(inputs: torch.Tensor) -> torch.Tensor:
+def _penalty(energy: torch.Tensor) -> torch.Tensor:
     """(inputs,) what a ridge of one adds to the second moment of each input."""
-    energy = inputs.diagonal()
-    mean = energy.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    mean = energy.mean().clamp_min(torch.finfo(energy.dtype).tiny)
     return (mean * energy.clamp_min(SMALLEST_ENERGY * mean)).sqrt()
-
-
-def _solve(inputs: torch.Tensor, penalty: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-    """Ridge regression; zero where the system is singular to working precision."""
-    matrix = inputs.clone()
-    matrix.diagonal().add_(penalty)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    del matrix
-    if failed:
-        return torch.zeros_like(products)
-    solution: torch.Tensor = torch.cholesky_solve(products, factor)
-    return solution

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from depthcut.model.branches import Branch
+from depthcut.model.device import widest_type
 from depthcut.model.paging import like
 from depthcut.model.watch import Call, watch
 
@@ -50,10 +51,12 @@ def lacking(after: torch.Tensor, meant: torch.Tensor, gain: torch.Tensor) -> tup
         gain: (hidden,) from `gain_after`; channels that no change reaches lack nothing.
 
     Returns:
-        (sequences, length, hidden) float64, and (sequences, length) one over the squared length of the meant stream.
+        (sequences, length, hidden) in float64 where the device has it, and (sequences, length) one over the squared
+        length of the meant stream.
     """
-    missing = torch.where(gain == 0, 0, (meant - after).double() / gain.double())
-    return missing, 1 / meant.double().square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    exact = widest_type(meant.device)
+    missing = torch.where(gain == 0, 0, (meant - after).to(exact) / gain.to(exact))
+    return missing, 1 / meant.to(exact).square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def matrix_of(module: nn.Module) -> torch.Tensor:

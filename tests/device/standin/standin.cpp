@@ -20,6 +20,7 @@ namespace {
 constexpr int kDevices = 2;
 thread_local c10::DeviceIndex current = 0;
 std::atomic<int64_t> used[kDevices], peak[kDevices], limit[kDevices], synchronisations;
+std::atomic<bool> narrow[kDevices];
 
 struct Held { void* data; size_t bytes; c10::DeviceIndex device; };
 
@@ -68,12 +69,18 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   void init() const override {}
 };
 
+// Some accelerators have no float64: Apple's.
+void check_type(std::optional<at::ScalarType> dt) {
+  TORCH_CHECK_TYPE(!narrow[current] || dt.value_or(at::kFloat) != at::kDouble, "standin:", int(current), " has no float64");
+}
 at::Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dt, std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> mf) {
   c10::OptionalDeviceGuard guard(device);
+  check_type(dt);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dt), mf);
 }
 at::Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dt, std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
   c10::OptionalDeviceGuard guard(device);
+  check_type(dt);
   return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), &allocator, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dt));
 }
 at::Tensor as_cpu(const at::Tensor& t) {
@@ -98,6 +105,8 @@ at::Tensor unfold(const at::Tensor& s, int64_t d, int64_t size, int64_t step) { 
 const at::Tensor& resize_(const at::Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat> mf) {
   auto* impl = self.unsafeGetTensorImpl();
   auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  // What an operation writes in place may be a view, whose strides stay.
+  if (self.sizes() == sizes) return self;
   impl->set_sizes_contiguous(sizes);
   size_t need = (impl->storage_offset() + impl->numel()) * impl->dtype().itemsize();
   if (impl->storage().nbytes() < need) {
@@ -167,6 +176,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 }
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_limit", [](int device, int64_t bytes) { limit[device] = bytes; }, "0 = no limit");
+  m.def("set_narrow", [](int device, bool value) { narrow[device] = value; }, "whether it has no float64");
   m.def("used", [](int device) { return int64_t(used[device]); });
   m.def("peak", [](int device) { return int64_t(peak[device]); });
   m.def("reset_peak", [](int device) { peak[device] = int64_t(used[device]); });

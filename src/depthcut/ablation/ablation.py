@@ -304,9 +304,8 @@ def _keep_references(batches: dict[int, ComparedBatch], cache: PrefixCache, memo
     """What hidden states leave of the budget goes to references, batch by batch."""
     most_bytes = cache.most_bytes
     left: float = memory_budget - min(memory_budget // 2, most_bytes) - bytes_of_next(most_bytes, memory_budget)
-    vocabulary = cache.stream.model.get_output_embeddings().weight.shape[0]
     for compared in batches.values():
-        left -= reference_bytes(compared.scored.numel(), vocabulary)
+        left -= reference_bytes(compared.scored.numel(), cache.stream.output_width)
         compared.keeps_references = left >= 0
 
 

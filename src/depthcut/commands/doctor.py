@@ -40,6 +40,7 @@ def _print(found: Diagnosis, command: str) -> None:
     rows = [
         ("model", f"{model.source} ({model.format}): {model.model_type}, {model.num_blocks} blocks"),
         ("blocks", f"of {' and '.join(found.parts)}, in order of execution"),
+        ("output", found.gives),
         ("precision", f"computed in {model.dtype}{written}{stored}"),
         ("weights", f"{found.parameters:,} parameters, {bytes_text(found.weight_bytes)} in memory"),
         ("KV cache", f"{found.kv_bytes_per_token:,} bytes a token{_context(found.context)}"),

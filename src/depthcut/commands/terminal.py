@@ -28,6 +28,7 @@ LOG_WIDTH = 200
 def print_measurements(measurements: Sequence[Measurement]) -> None:
     """The models beside each other; ± is the standard error, of a difference that of the paired items."""
     from depthcut.report import before_after, columns, is_task, task_table
+    from depthcut.report.answer import HEAD_DISTANCES
     from depthcut.report.table import UNKNOWN
 
     whole = [measurement for measurement in measurements if not is_task(measurement)]
@@ -39,7 +40,7 @@ def print_measurements(measurements: Sequence[Measurement]) -> None:
             table.add_row(_label(row.label, row.data) if alike > 1 else row.label, *row.texts)
         _print(table)
         texts = {row.name: row.data for row in rows if row.data}
-        for name in ("perplexity", "prompt_tokens_per_second"):
+        for name in ("perplexity", *HEAD_DISTANCES, "prompt_tokens_per_second"):
             if name in texts:
                 print(f"{name.split('_')[0]}: {'; '.join(row.data for row in rows if row.name == name)}")
     asked = task_table(measurements)
@@ -184,6 +185,7 @@ def _print(table: Table) -> None:
 
 def print_result(result: Result, output: Path) -> None:
     """What a run found and made, and where it lies."""
+    from depthcut.model.heads import head_of_model
     from depthcut.model.paging import pager_of
 
     print_plan(result.plan)
@@ -195,7 +197,8 @@ def print_result(result: Result, output: Path) -> None:
         )
     paged = pager_of(result.model) is not None
     equal = "tensors equal bit for bit, logits to rounding" if paged else "logits equal bit for bit"
-    print(f"\nreloaded in a fresh process: {equal}, greedy tokens equal with and without cache")
+    decoded = ", greedy tokens equal with and without cache" if head_of_model(result.model) == "tokens" else ""
+    print(f"\nreloaded in a fresh process: {equal}{decoded}")
     print(f"model and report.html written to {output}")
 
 

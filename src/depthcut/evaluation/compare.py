@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
 from depthcut.evaluation.draft import with_drafts
+from depthcut.evaluation.heads import compare_heads
 from depthcut.evaluation.ideal import Work, with_ideals, work_of
 from depthcut.evaluation.language import compare_language
-from depthcut.evaluation.speed import ROUNDS, compare_speed, kv_bytes_per_token, prompt_length
+from depthcut.evaluation.speed import DECODE_TOKENS, ROUNDS, compare_speed, kv_bytes_per_token, prompt_length
 from depthcut.model.device import device_label
 from depthcut.model.quantisation import num_elements
 from depthcut.model.stream import DecoderStream
@@ -46,7 +47,8 @@ def compare(
 
     Returns:
         For every model parameters, blocks, KV bytes per token, perplexity and loss; KL to dense for the others; speeds,
-        speed-up and its ideal for the timed ones.
+        speed-up and its ideal for the timed ones. Where models do not predict tokens, of the others the distance of
+        what their head gives, in place of perplexity, loss and KL, and the speed of reading alone.
     """
     streams = {"dense": dense, **others}
     measurements = []
@@ -61,14 +63,17 @@ def compare(
             measurements.append(Measurement(name=measure, value=value, unit=unit, model=name))
     for samples in (evaluation, *further):
         with progress("evaluating", len(samples.input_ids)) as advance:
-            measurements += compare_language(dense, others, samples, advance=advance)
+            compare_output = compare_language if dense.head == "tokens" else compare_heads
+            measurements += compare_output(dense, others, samples, advance=advance)
     if speed:
         timed = dict(list(streams.items())[:2])
         models = {name: stream.model for name, stream in timed.items()}
+        decoded = DECODE_TOKENS if dense.head == "tokens" else 0
         with progress("timing", ROUNDS + 1) as advance:
-            measured = compare_speed(models, evaluation.input_ids[:1], advance=advance)
+            measured = compare_speed(models, evaluation.input_ids[:1], decode_tokens=decoded, advance=advance)
         works = {name: _work(stream) for name, stream in timed.items()}
-        measurements += with_ideals(measured, works, prompt_length(dense.model, evaluation.input_ids))
+        length = prompt_length(dense.model, evaluation.input_ids, decoded)
+        measurements += with_ideals(measured, works, length, decoded)
         measurements = with_drafts(measurements)
     return stamped(measurements, dense.model)
 

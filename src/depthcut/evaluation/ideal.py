@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from depthcut.evaluation.speed import DECODE_TOKENS, phases
 from depthcut.model.flops import flops_per_pair
+from depthcut.model.heads import head_of
 from depthcut.model.units import ModelSizes
 from depthcut.results import Measurement
 from depthcut.types import Unit
@@ -27,7 +28,7 @@ class Work:
     Attributes:
         token_flops: multiplications and additions with the weights of the blocks, a token of the prompt.
         attended_flops: additional ones in attention, a pair of a token and one that it looks at.
-        last_flops: of the vocabulary projection, once a prompt.
+        last_flops: of the vocabulary projection, once a prompt; 0 where there is none.
         weight_bytes: read for every decoded token.
         kv_bytes: read for every decoded token and token of context.
     """
@@ -56,6 +57,7 @@ def work_of(config: PreTrainedConfig, sizes: ModelSizes, itemsize: int, removed:
         itemsize: bytes of a weight.
         removed: units that the model lacks though `sizes` has them.
     """
+    predicts_tokens = head_of(config) == "tokens"
     config = config.get_text_config(decoder=True)
     kept = {unit: size for unit, size in sizes.units.items() if size.parameters and unit not in removed}
     num_attentions = sum(unit.kind == "attn" for unit in kept)
@@ -64,7 +66,7 @@ def work_of(config: PreTrainedConfig, sizes: ModelSizes, itemsize: int, removed:
     return Work(
         token_flops=2 * parameters,
         attended_flops=num_attentions * flops_per_pair(config),
-        last_flops=2 * vocabulary,
+        last_flops=2 * vocabulary * predicts_tokens,
         weight_bytes=(parameters + vocabulary) * itemsize,
         kv_bytes=sum(size.kv_bytes_per_token for size in kept.values()),
     )
@@ -81,7 +83,7 @@ def with_ideals(
     """
     reference, *others = works
     rows = []
-    for phase, length in phases(prompt_tokens).items():
+    for phase, length in phases(prompt_tokens, decode_tokens).items():
         rows += [measurement for measurement in measured if measurement.name.startswith(f"{phase}_")]
         for name in others:
             before, after = (
@@ -95,7 +97,7 @@ def with_ideals(
                     value=before / after,
                     unit="ratio",
                     model=name,
-                    data=f"{counted}, prompt of {length}, {decode_tokens} decoded",
+                    data=f"{counted}, prompt of {length}" + (f", {decode_tokens} decoded" if decode_tokens else ""),
                 )
             )
     return rows

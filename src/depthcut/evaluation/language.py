@@ -62,7 +62,7 @@ def compare_language(
     data = f"{samples.description.source} ({samples.description.detail})"
     measurements = []
     for name, nll in [("dense", dense_nll), *((name, total[0]) for name, total in totals.items())]:
-        mean, error = _mean_per_token(nll, num_predicted)
+        mean, error = mean_per_token(nll, num_predicted)
         perplexity = math.exp(mean)
         measurements += [
             _measurement(
@@ -77,12 +77,12 @@ def compare_language(
             _measurement("loss", mean, error, "nats per token", name, data, len(nll)),
         ]
     for name, total in totals.items():
-        mean, error = _mean_per_token(total[1], num_present)
+        mean, error = mean_per_token(total[1], num_present)
         measurements.append(_measurement("kl_to_dense", mean, error, "nats per token", name, data, len(dense_nll)))
         for measure, accepted_sums in ((SAMPLING, total[2]), (GREEDY, total[3])):
-            mean, error = _mean_per_token(accepted_sums, num_present)
+            mean, error = mean_per_token(accepted_sums, num_present)
             measurements.append(_measurement(measure, mean, error, "share of tokens", name, data, len(dense_nll)))
-        mean, error = _mean_per_token(total[0] - dense_nll, num_predicted)
+        mean, error = mean_per_token(total[0] - dense_nll, num_predicted)
         measurements.append(
             _measurement("loss" + DIFFERENCE, mean, error, "nats per token", name, data, len(dense_nll))
         )
@@ -137,7 +137,7 @@ def _sums(
     return torch.stack([value.double().sum().cpu() for value in values])
 
 
-def _mean_per_token(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:
+def mean_per_token(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:
     """Mean over all tokens and its standard error over sequences (of a ratio of sums); one sequence has none."""
     mean = sums.sum() / counts.sum()
     if len(sums) < 2:

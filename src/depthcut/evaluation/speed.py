@@ -40,8 +40,10 @@ Timer = Callable[[int, int], Seconds]
 """Reads a prompt of so many tokens, then decodes so many."""
 
 
-def phases(prompt_tokens: int) -> dict[str, int]:
-    """Length of the prompt by phase."""
+def phases(prompt_tokens: int, decode_tokens: int = DECODE_TOKENS) -> dict[str, int]:
+    """Length of the prompt by phase; where nothing is decoded, reading is all."""
+    if not decode_tokens:
+        return {"prompt": prompt_tokens}
     return {"prompt": prompt_tokens, "decode": prompt_tokens, "short_decode": min(SHORT_CONTEXT, prompt_tokens)}
 
 
@@ -63,9 +65,10 @@ def time_in_turn(
     Args:
         timers: by model, the reference first.
         prompt_tokens: of the long prompt.
+        decode_tokens: after each prompt; 0 where models only read.
         rounds: at most.
     """
-    lengths = phases(prompt_tokens)
+    lengths = phases(prompt_tokens, decode_tokens)
     seconds: dict[tuple[str, str], list[float]] = {(phase, name): [] for phase in lengths for name in timers}
     reference, *others = timers
     for index in range(rounds + 1):
@@ -83,7 +86,7 @@ def time_in_turn(
 
     measurements = []
     for phase, length in lengths.items():
-        setting = f"batch 1, prompt of {length}, {decode_tokens} decoded"
+        setting = f"batch 1, prompt of {length}" + (f", {decode_tokens} decoded" if decode_tokens else "")
         count = length if phase == "prompt" else decode_tokens
         for name in timers:
             speed = count / statistics.median(seconds[phase, name])
@@ -138,6 +141,10 @@ def prompt_length(model: PreTrainedModel, input_ids: torch.Tensor, decode_tokens
 def time_once(model: PreTrainedModel, input_ids: torch.Tensor, prompt_tokens: int, decode_tokens: int) -> Seconds:
     """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed."""
     input_ids = input_ids[:, :prompt_tokens].to(model.device)
+    if not decode_tokens:
+        began = _now(model)
+        model(input_ids=input_ids, use_cache=False)
+        return Seconds(_now(model) - began, 0.0)
     kept: dict[str, Any] = {cache_argument(model): DynamicCache(config=model.config), "use_cache": True}
     began = _now(model)
     output = model(input_ids=input_ids, logits_to_keep=1, **kept)

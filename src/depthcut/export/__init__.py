@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from depthcut.model.heads import GIVES, head_of
 from depthcut.registry import Registry
+from depthcut.types import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,7 @@ class Export(Protocol):
 
     Attributes:
         note: what a user of the result should know beside that it was written, in a sentence; empty where nothing.
+        heads: what models that it holds may end in; left out, they predict tokens.
     """
 
     note: ClassVar[str]
@@ -36,6 +39,17 @@ class Export(Protocol):
     def verify(self, folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
         """Raises VerificationError where what was written is not the model, judged in a fresh process."""
         ...
+
+
+def check_form(name: str, exporter: Export, config: PreTrainedConfig) -> None:
+    """Raises InputError where a form cannot hold a model of a configuration; needs no weights."""
+    head = head_of(config)
+    if head not in getattr(exporter, "heads", ("tokens",)):
+        raise InputError(
+            f"the form {name} holds models that predict tokens, and this one {GIVES[head]}; use the form hf, int8 or "
+            "nf4"
+        )
+    exporter.check(config)
 
 
 EXPORTS: Registry[Export] = Registry("export form", "depthcut.export", "depthcut.exports")

@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizer, chat templates, generation settings, processor.
+"""The files beside the weights: tokenizer, chat templates, generation settings, processor, sentence-transformers' own.
 
 A source's are copied byte for byte, since whatever writes them anew spells them for its own version. Only a model that
 comes without any (of a GGUF file) gets new ones, in words that transformers 4 and 5 both understand.
@@ -34,6 +34,11 @@ MODEL_FILES = (
     "processor_config.json",
     "image_processor_config.json",
     "video_preprocessor_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "[0-9]_*/config.json",
+    "[0-9]_*/*.safetensors",
 )
 OF_THIS_MACHINE = ("is_local", "local_files_only")
 """What transformers 5 writes of how a tokenizer was loaded."""

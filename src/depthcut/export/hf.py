@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +27,7 @@ from depthcut.export.config_file import changed_entries, write_config
 from depthcut.export.stored import add_quantisation, write_config_file, write_weights
 from depthcut.model.architectures import PRUNED_PREFIX, find_architecture
 from depthcut.model.checkpoint import read_config
+from depthcut.model.heads import HeadKind, head_of_model
 from depthcut.model.load import resolve
 from depthcut.model.paging import Pager, in_shards, pager_of, parts
 from depthcut.model.precision import in_written_dtype
@@ -54,7 +55,8 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     """Writes configuration, weights and, where a stock type does not do, code into an existing folder."""
     if is_marked(model.config):
         model_type = model.config.model_type.removeprefix(PRUNED_PREFIX)
-        (folder / CODE_FILE).write_text(remote_code(model_type, find_architecture(model.config)), encoding="utf-8")
+        code = remote_code(model_type, find_architecture(model.config), head_of_model(model))
+        (folder / CODE_FILE).write_text(code, encoding="utf-8")
     architecture = find_architecture(model.config)
     stored = stored_model(model, architecture)
     if stored is not None:
@@ -99,10 +101,11 @@ def without_bars() -> Iterator[None]:
 def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """Loads a written model in a fresh process with plain transformers and compares it with the one in memory.
 
-    Every tensor and every entry of the configuration must be there, the logits must be equal bit for bit, and greedy
-    decoding must give the same tokens with and without a cache. The configuration is compared by itself because a few
-    tokens show nothing of what a sliding window or a long context does. Of a paged model every tensor is compared with
-    the written one, and the logits, which transformers computes from unaligned memory, to rounding.
+    Every tensor and every entry of the configuration must be there, the output must be equal bit for bit, and greedy
+    decoding, of what predicts tokens, must give the same tokens with and without a cache. The
+    configuration is compared by itself because a few tokens show nothing of what a sliding window or a long context
+    does. Of a paged model every tensor is compared with the written one, and the logits, which transformers computes
+    from unaligned memory, to rounding.
 
     Args:
         input_ids: (1, length), a few tokens.
@@ -114,20 +117,17 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
     paged = pager_of(model) is not None
     if paged:
         _require_equal_tensors(folder, model)
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    num_tokens = PAGED_GREEDY_TOKENS if paged else GREEDY_TOKENS
-    with_cache, without_cache = (_greedy(model, input_ids, use_cache, num_tokens) for use_cache in (True, False))
-    exact = model.dtype == torch.float32 and quantisation(model.config) is None
-    if exact and not torch.equal(with_cache, without_cache):
-        raise VerificationError("the pruned model decodes other tokens with a cache than without")
+    output = model(input_ids=input_ids, use_cache=False)
+    tensors = {"input_ids": input_ids, "logits": (output.logits if "logits" in output else output[0]).float()}
+    if head_of_model(model) == "tokens":
+        num_tokens = PAGED_GREEDY_TOKENS if paged else GREEDY_TOKENS
+        for name, use_cache in (("with_cache", True), ("without_cache", False)):
+            tensors[name] = _greedy(model, input_ids, use_cache, num_tokens)
+        exact = model.dtype == torch.float32 and quantisation(model.config) is None
+        if exact and not torch.equal(tensors["with_cache"], tensors["without_cache"]):
+            raise VerificationError("the pruned model decodes other tokens with a cache than without")
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"
-        tensors = {
-            "input_ids": input_ids,
-            "logits": logits.float(),
-            "with_cache": with_cache,
-            "without_cache": without_cache,
-        }
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, expected)
         # -P: the script's own folder must not shadow installed packages.
         trust = "trust" if is_marked(model.config) else "plain"
@@ -155,7 +155,7 @@ def verify_directory(folder: Path, model: PreTrainedModel, input_ids: torch.Tens
     if found["largest_logit_difference"] > (ROUNDING[model.dtype] * found["largest_logit"] if paged else 0):
         difference = found["largest_logit_difference"]
         raise VerificationError(f"the reloaded logits differ from those in memory by up to {difference:.3g}")
-    if not (found["with_cache_equal"] and found["without_cache_equal"]):
+    if not all(found[f"{name}_equal"] for name in tensors.keys() & {"with_cache", "without_cache"}):
         raise VerificationError("the reloaded model decodes other tokens than the model in memory")
 
 
@@ -196,6 +196,7 @@ class HuggingFace:
     """The directory that transformers, and every engine that reads its checkpoints, loads."""
 
     note: ClassVar[str] = ""
+    heads: ClassVar[tuple[HeadKind, ...]] = get_args(HeadKind)
 
     def check(self, config: PreTrainedConfig) -> None:
         """Holds every model that depthcut loads."""

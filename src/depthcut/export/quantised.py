@@ -12,11 +12,10 @@ import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,8 +24,10 @@ from transformers import (
 
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, without_bars, write_directory, write_model
+from depthcut.model.heads import HeadKind
 from depthcut.model.quantisation import quiet, require_reader, require_unquantised, settle
 from depthcut.model.sublayers import register
+from depthcut.model.wrappers import auto_class
 
 Scheme = Literal["int8", "nf4"]
 
@@ -41,6 +42,7 @@ class Quantised:
 
     scheme: Scheme
 
+    heads: ClassVar[tuple[HeadKind, ...]] = get_args(HeadKind)
     note: ClassVar[str] = "reading it needs bitsandbytes; rounding costs quality too: depthcut eval measures both"
 
     def check(self, config: PreTrainedConfig) -> None:
@@ -65,7 +67,7 @@ def quantise(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
     quiet()
     with tempfile.TemporaryDirectory() as scratch, without_bars():
         write_model(model, Path(scratch))
-        quantised: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        quantised: PreTrainedModel = auto_class(model.config).from_pretrained(
             scratch,
             dtype=model.dtype,
             quantization_config=BitsAndBytesConfig(**schemes[scheme]),

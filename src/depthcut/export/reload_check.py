@@ -12,7 +12,13 @@ import tempfile
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 DEQUANTISED = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
@@ -34,7 +40,11 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
     if weights == "disk":
         placed = {"device_map": {"": "disk"}, "offload_folder": tempfile.gettempdir()}
     nested = config.get_text_config(decoder=True) is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    loader = AutoModelForImageTextToText if nested else AutoModelForCausalLM
+    predicts_tokens = "with_cache" in expected
+    if predicts_tokens:
+        loader = AutoModelForImageTextToText if nested else AutoModelForCausalLM
+    else:
+        loader = AutoModelForSequenceClassification if expected["logits"].dim() == 2 else AutoModel
     if trust == "own":
         from depthcut.model.load import resolve
 
@@ -61,7 +71,8 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
     input_ids = expected["input_ids"].to(device)
-    logits = model(input_ids=input_ids, use_cache=False).logits.float().cpu()
+    output = model(input_ids=input_ids, use_cache=False)
+    logits = (output.logits if "logits" in output else output[0]).float().cpu()
     found = {
         "missing": sorted(loading["missing_keys"]),
         "unexpected": sorted(loading["unexpected_keys"]),
@@ -69,7 +80,7 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
         "largest_logit_difference": float((logits - expected["logits"]).abs().max()),
         "largest_logit": float(logits.abs().max()),
     }
-    for name, use_cache in (("with_cache", True), ("without_cache", False)):
+    for name, use_cache in (("with_cache", True), ("without_cache", False)) if predicts_tokens else ():
         num_new = expected[name].shape[1] - input_ids.shape[1]
         tokens = model.generate(  # type: ignore[operator]
             input_ids,

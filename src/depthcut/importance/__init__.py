@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from depthcut.calibration import Samples
+from depthcut.model.heads import GIVES, head_of
 from depthcut.model.quantisation import quantisation
 from depthcut.model.stream import DecoderStream
 from depthcut.registry import Registry
@@ -114,9 +115,14 @@ def passes_of(metric: str) -> int:
 
 
 def check_metrics(metrics: Collection[str], config: PreTrainedConfig) -> None:
-    """Raises InputError where weights are asked about that are stored quantised; needs none."""
-    stored = quantisation(config)
+    """Raises InputError where a model does not have what a metric reads; needs no weights."""
+    stored, head = quantisation(config), head_of(config)
     for metric in metrics:
+        if head != "tokens" and METRICS.parse(metric)[1].reads == "gradients":
+            raise InputError(
+                f"the metric {metric} reads gradients of the next token's loss, and this model {GIVES[head]}; give a "
+                "metric of the stream, such as cosine"
+            )
         if stored is not None and METRICS.parse(metric)[1].reads != "stream":
             raise InputError(
                 f"the metric {metric} reads weights, which this model stores as {stored}; score the unquantised model, "

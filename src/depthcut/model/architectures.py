@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from depthcut.model.branches import Architecture, Branch
+from depthcut.model.heads import head_of
 from depthcut.model.whole_families import WHOLE_FAMILIES, WHOLE_VARIANTS
 from depthcut.model.wrappers import LIKE, blocks_of_wrapper, decoder_config, is_wrapper
 from depthcut.types import InputError, UnitKind
@@ -373,7 +374,9 @@ def find_architecture(config: PreTrainedConfig) -> Architecture:
         raise InputError(
             f"models of type {model_type!r} are not supported; the nearest families that are: {', '.join(near)}"
         )
-    return VARIANTS[model_type](config) if model_type in VARIANTS else FAMILIES[model_type]
+    found = VARIANTS[model_type](config) if model_type in VARIANTS else FAMILIES[model_type]
+    # A model without a head is what stands inside of those with one.
+    return replace(found, blocks=found.blocks.partition(".")[2]) if head_of(config) == "embedding" else found
 
 
 def _refusal(model_type: str, reason: str) -> InputError:

@@ -88,7 +88,7 @@ class Architecture:
     Attributes:
         branches: the residual branches of a block in order of execution, by kind of unit. What mixes tokens is `attn`
             where it is attention in every block, else `mixer`.
-        blocks: dotted path of the list of blocks, from the causal LM.
+        blocks: dotted path of the list of blocks, from the whole model.
         parallel: whether both branches read the same stream; then sublayers of neighbouring blocks cannot be
             paired anew.
         block_outputs: values that a block returns, the stream first.

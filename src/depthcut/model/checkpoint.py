@@ -76,9 +76,7 @@ ENCODERS = frozenset(
         "mpnet",
     }
 )
-HEADS_OF_OTHER_TASKS = re.compile(
-    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$|Reward"
-)
+HEADS_OF_OTHER_TASKS = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$|Reward")
 AROUND_BLOCKS = (
     "model",
     "language_model",
@@ -90,7 +88,6 @@ AROUND_BLOCKS = (
     "decoder",
 )
 """What the list of a decoder's blocks stands in."""
-OUTPUT_HEADS = ("lm_head.", "embed_out.", "output_projection.", "output.")
 
 
 def check_model(name: str, revision: str | None = None) -> None:
@@ -142,8 +139,6 @@ def check_directory(folder: Path) -> dict[str, Any]:
     _check_sizes(folder, decoder)
     stored = stored_tensors(folder)
     _check_num_blocks(folder, decoder, stored)
-    if decoder is entries:
-        _check_head(folder, entries, stored)
     return entries
 
 
@@ -262,8 +257,8 @@ def _check_kind(folder: Path, name: str, entries: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: architectures is {shown(classes)} and has to be a list of names; mend it")
     if classes and HEADS_OF_OTHER_TASKS.search(classes[0]):
         raise InputError(
-            f"{name} is a {classes[0]}, a model that classifies or rewards and has no head that predicts tokens; "
-            "give the causal language model that it was made from"
+            f"{name} is a {classes[0]}, and depthcut prunes decoders that predict tokens (ForCausalLM), score a text "
+            "(ForSequenceClassification) or embed it; give one of these"
         )
 
 
@@ -350,18 +345,6 @@ def _check_num_blocks(folder: Path, decoder: Mapping[str, Any], stored: Mapping[
         raise InputError(
             f"{folder / 'config.json'} is not of these weights: it says {expected} blocks, and the files hold "
             f"{num_found}; download both again"
-        )
-
-
-def _check_head(folder: Path, entries: Mapping[str, Any], stored: Mapping[str, TensorHeader]) -> None:
-    """Raises InputError where the class has no head for tokens and the embedding is not said to be one."""
-    classes = entries.get("architectures")
-    if not stored or not classes or not classes[0].endswith("Model") or entries.get("tie_word_embeddings") is not False:
-        return
-    if not any(name.startswith(OUTPUT_HEADS) for name in stored):
-        raise InputError(
-            f"{folder} holds a {classes[0]}, an embedding or base model without a head that predicts tokens; give the "
-            "causal language model that it was made from"
         )
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.model.architectures import family_type
 from depthcut.model.branches import Architecture
+from depthcut.model.heads import head_of_model, output_width
 from depthcut.model.units import attends, head_dim
 from depthcut.model.wrappers import layer_config
 from depthcut.types import Unit
@@ -49,7 +50,7 @@ class ModelWork:
     """What a whole model computes.
 
     Attributes:
-        logit_flops: of the vocabulary projection, a position.
+        logit_flops: of the vocabulary projection, or of a classifier's, a position.
         widest: numbers that the widest step inside a unit holds for one token.
         itemsize: bytes of a number.
     """
@@ -105,8 +106,11 @@ def measure_work(model: PreTrainedModel, architecture: Architecture) -> ModelWor
             core = getattr(block, branch.core) if branch.core else block
             pairs = flops_per_pair(layer_config(config, layer)) if token_flops and attends(kind, core) else 0.0
             units[Unit(layer, kind)] = UnitWork(token_flops, pairs)
-    vocabulary, hidden_size = model.get_output_embeddings().weight.shape
-    return ModelWork(units, 2.0 * vocabulary * hidden_size, widest, hidden_size, vocabulary, model.dtype.itemsize)
+    head = head_of_model(model)
+    width, hidden_size = output_width(model, head), int(config.hidden_size)
+    # An embedding is what the stream is, so no product makes it.
+    logit_flops = 0.0 if head == "embedding" else 2.0 * width * hidden_size
+    return ModelWork(units, logit_flops, widest, hidden_size, width, model.dtype.itemsize)
 
 
 def _is_of_experts(path: str, parameter: nn.Parameter, num_experts: int) -> bool:

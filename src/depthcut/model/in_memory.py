@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthcut.model.architectures import find_architecture
+from depthcut.model.heads import check_head, head_of, head_of_model
 from depthcut.model.load import ModelSource
 from depthcut.model.probe import know
 from depthcut.model.quantisation import quantisation
@@ -25,6 +26,10 @@ def source_of(model: PreTrainedModel) -> ModelSource:
         InputError: its family is not supported.
     """
     config = model.config
+    if head_of(config) != head_of_model(model):
+        # A configuration that was written by hand names no class, and one that was read may name another.
+        config.architectures = [type(model).__name__]
+    check_head(config)
     know(config)
     name = model.name_or_path or "a model in memory"
     provenance = Provenance(

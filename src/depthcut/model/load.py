@@ -40,6 +40,7 @@ from depthcut.model.device import chosen_device
 from depthcut.model.files import PACKAGED_MODELS, check_gguf, file_digest, gguf_type, named_path, packaged_file
 from depthcut.model.folders import download, identifying_files, stored_dtype_of
 from depthcut.model.headers import stored_tensors
+from depthcut.model.heads import settle_head
 from depthcut.model.islands import remember_islands
 from depthcut.model.layer_config import without_prediction_layers
 from depthcut.model.paging import Pager, take_weights
@@ -275,14 +276,8 @@ class ModelSource:
     def _require_all(self, found: dict[str, Any]) -> None:
         """Raises InputError where weights are missing."""
         if found["missing_keys"]:
-            missing = min(found["missing_keys"])
-            if missing == "lm_head.weight":
-                raise InputError(
-                    f"the weights of {self.provenance.source} lack {missing}, the head that predicts tokens, as those "
-                    "of embedding and reward models do; give the causal language model that it was made from"
-                )
             raise InputError(
-                f"the weights of {self.provenance.source} lack {missing}, which would be made up at "
+                f"the weights of {self.provenance.source} lack {min(found['missing_keys'])}, which would be made up at "
                 "random; download or write the model again"
             )
 
@@ -346,6 +341,7 @@ def resolve(
     read: Any = partial(AutoConfig.from_pretrained, trust_remote_code=trust_remote_code, **arguments)
     with reading(name, "configuration") if gguf_file else reading_entries(folder, read):
         config = read(folder)
+    settle_head(config, folder, () if gguf_file else stored_tensors(folder))
     if found := know(config):
         print(f"models of type {config.model_type!r} have no row; examined, and found: {found}", file=sys.stderr)
     architecture = find_architecture(config)

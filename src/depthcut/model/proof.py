@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from depthcut.model.heads import output_at_end
 from depthcut.model.stream import DecoderStream
 from depthcut.types import InputError, Unit
 
@@ -28,8 +29,12 @@ def prove(stream: DecoderStream, input_ids: torch.Tensor) -> None:
     kept.append(final)
 
     problem = None
-    expected = stream.model(input_ids=batch.input_ids, use_cache=False).logits
     resumed = torch.cat([piece for _, piece in stream.logits(batch, final)], dim=1)
+    if stream.head == "tokens":
+        expected = stream.model(input_ids=batch.input_ids, use_cache=False).logits
+    else:
+        end, expected = output_at_end(stream.model, stream.head, stream.pooling, batch.input_ids)
+        resumed = resumed[:, end]
     if not torch.allclose(resumed.float(), expected.float(), atol=1e-4, rtol=1e-4):
         problem = "a full forward pass"
     per_block = len(stream.architecture.branches)

@@ -27,6 +27,7 @@ from depthcut.model.block_call import Beside, BlockCaller, Visitor, blocks_repla
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.device import free_cached_memory
+from depthcut.model.heads import head_of_model, output_width, outputs_of, pooling_of
 from depthcut.model.paging import pager_of
 from depthcut.process.faults import is_out_of_memory
 from depthcut.types import ResourceError, Unit
@@ -90,6 +91,8 @@ class DecoderStream:
     Attributes:
         unit_evaluations: single attentions and FFNs run so far, each on one sequence.
         pager: what brings the weights into memory; None where they are there.
+        head: what the model ends in.
+        pooling: of an embedding model, how its output becomes one vector.
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
@@ -98,6 +101,7 @@ class DecoderStream:
         self.blocks = architecture.block_list(model)
         self.units = architecture.units(len(self.blocks))
         self.unit_evaluations = 0
+        self.head, self.pooling = head_of_model(model), pooling_of(model)
         self.pager = pager_of(model)
         if self.pager is None:
             _keep_freed_memory()
@@ -297,12 +301,19 @@ class DecoderStream:
     def _head(self) -> list[nn.Parameter]:
         """Parameters of the final norm and the output head."""
         read_by_token = self.model.get_input_embeddings().weight
-        before = set() if self.model.get_output_embeddings().weight is read_by_token else {id(read_by_token)}
+        head = self.model.get_output_embeddings()
+        before = set() if head is not None and head.weight is read_by_token else {id(read_by_token)}
         before |= {id(parameter) for block in self.blocks for parameter in block.parameters()}
         return [parameter for parameter in self.model.parameters() if id(parameter) not in before]
 
+    @property
+    def output_width(self) -> int:
+        """Numbers that the output has at a position: the vocabulary, the classes, or the width of an embedding."""
+        return output_width(self.model, self.head)
+
     def logits(self, batch: Batch, stream: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Final norm and vocabulary projection, a piece of the positions at a time.
+        """Final norm and vocabulary projection, a piece of the positions at a time; of other models what their head
+        gives of the text that ends at each position, in one piece.
 
         Args:
             stream: (sequences, length, hidden) before the final norm.
@@ -312,8 +323,14 @@ class DecoderStream:
             piece stays under `LOGIT_BYTES` where the family can project part of the positions.
         """
         num_sequences, length = batch.input_ids.shape
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        step = max(1, LOGIT_BYTES // (4 * vocabulary * num_sequences)) if self._can_select_logits else length
+        if self.head != "tokens":
+            with blocks_replaced(self.architecture, self.blocks, lambda *_: self._call.inner(stream)):
+                hidden = self.model.base_model(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+                )[0]
+            yield slice(0, length), outputs_of(self.model, self.head, self.pooling, hidden, batch.token_mask)
+            return
+        step = max(1, LOGIT_BYTES // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
         for begin in range(0, length, step):
             positions = slice(begin, min(begin + step, length))
             selection = {"logits_to_keep": torch.arange(positions.start, positions.stop, device=stream.device)}

@@ -12,13 +12,13 @@ import functools
 import inspect
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from depthcut.model.architectures import FAMILIES, PRUNED_PREFIX, find_architecture
 from depthcut.model.branches import Architecture, Branch
 from depthcut.model.bypass import Emulation, RemovedFFN, RemovedMixer, remove_branch
+from depthcut.model.heads import HeadKind, auto_class_of, head_of_model, stock_class
 from depthcut.types import InputError, Unit
 
 CODE_FILE = "modeling_depthcut.py"
@@ -26,28 +26,46 @@ MANIFEST = "removed_sublayers"
 EMULATED = "emulated_sublayers"
 
 
+CLASSES: dict[HeadKind, tuple[str, str]] = {
+    "tokens": ("AutoModelForCausalLM", "DepthcutForCausalLM"),
+    "classes": ("AutoModelForSequenceClassification", "DepthcutForSequenceClassification"),
+    "embedding": ("AutoModel", "DepthcutModel"),
+}
+"""By head, what loads such checkpoints, and the name of their class."""
+
+
 @functools.cache
-def pruned_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
-    """Configuration and model class of a family's checkpoints that lack sublayers."""
-    stock_config = CONFIG_MAPPING[model_type]
-    stock_model: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]  # type: ignore[assignment]
+def pruned_config(model_type: str) -> type[PreTrainedConfig]:
+    """Configuration class of a family's checkpoints that lack sublayers."""
+    return type("DepthcutConfig", (CONFIG_MAPPING[model_type],), {"model_type": PRUNED_PREFIX + model_type})
+
+
+@functools.cache
+def pruned_class(model_type: str, head: HeadKind) -> type[PreTrainedModel]:
+    """Model class of a family's checkpoints that lack sublayers."""
+    config_class = pruned_config(model_type)
+    stock_config, stock_model = CONFIG_MAPPING[model_type], stock_class(CONFIG_MAPPING[model_type], head)
 
     def build(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        # What stands inside of a classifier is looked up by the type of its configuration.
+        config.__class__ = stock_config
         stock_model.__init__(self, config, *args, **kwargs)
+        config.__class__ = self.config.__class__ = config_class
         take_out(self, find_architecture(config))
 
-    config_class = type("DepthcutConfig", (stock_config,), {"model_type": PRUNED_PREFIX + model_type})
-    model_class = type("DepthcutForCausalLM", (stock_model,), {"config_class": config_class, "__init__": build})
-    return config_class, model_class
+    return type(CLASSES[head][1], (stock_model,), {"config_class": config_class, "__init__": build})
 
 
 @functools.cache
 def register() -> None:
     """Lets transformers load such checkpoints of every family in this process, without any code of theirs."""
     for model_type in (name for name, family in FAMILIES.items() if not family.whole):
-        config_class, model_class = pruned_classes(model_type)
+        config_class = pruned_config(model_type)
         AutoConfig.register(PRUNED_PREFIX + model_type, config_class)
-        AutoModelForCausalLM.register(config_class, model_class)
+        for head in CLASSES:
+            loader = auto_class_of(head)
+            if CONFIG_MAPPING[model_type] in loader._model_mapping:
+                loader.register(config_class, pruned_class(model_type, head))
 
 
 def take_out(model: PreTrainedModel, architecture: Architecture) -> None:
@@ -67,19 +85,19 @@ def mark(model: PreTrainedModel, removed: list[Unit], ranks: dict[str, int]) -> 
         removed: what its blocks lack; `Unit.layer` counts the blocks that the model has.
         ranks: of those that are emulated, by unit.
     """
-    config_class, model_class = pruned_classes(model.config.model_type)
-    model.config.__class__ = config_class
+    model_type, head = model.config.model_type, head_of_model(model)
+    model.config.__class__ = pruned_config(model_type)
     # A configuration that was read from a file carries the stock type itself, which would hide the class's.
     model.config.__dict__.pop("model_type", None)
     assert is_marked(model.config)
-    model.__class__ = model_class
+    model.__class__ = pruned_class(model_type, head)
     setattr(model.config, MANIFEST, [str(unit) for unit in removed])
     if ranks:
         setattr(model.config, EMULATED, ranks)
-    model.config.auto_map = {
-        "AutoConfig": f"{CODE_FILE.removesuffix('.py')}.DepthcutConfig",
-        "AutoModelForCausalLM": f"{CODE_FILE.removesuffix('.py')}.DepthcutForCausalLM",
-    }
+    loader, name = CLASSES[head]
+    model.config.architectures = [name]
+    module = CODE_FILE.removesuffix(".py")
+    model.config.auto_map = {"AutoConfig": f"{module}.DepthcutConfig", loader: f"{module}.{name}"}
 
 
 def is_marked(config: PreTrainedConfig) -> bool:
@@ -101,10 +119,10 @@ def require_no_emulations(config: PreTrainedConfig, form: str) -> None:
         )
 
 
-def remote_code(model_type: str, architecture: Architecture) -> str:
+def remote_code(model_type: str, architecture: Architecture, head: HeadKind) -> str:
     """The text of `modeling_depthcut.py` for one family: needs torch and transformers, not depthcut."""
     stock_config = CONFIG_MAPPING[model_type]
-    stock_model: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]  # type: ignore[assignment]
+    stock_model = stock_class(stock_config, head)
     return f'''"""Loads a {model_type} model whose blocks lack sublayers; generated by depthcut.
 
 The stock model is built and the branches that `{MANIFEST}` names are taken out, or replaced with low-rank maps.
@@ -140,11 +158,14 @@ class DepthcutConfig({stock_config.__name__}):
     model_type = "{PRUNED_PREFIX}{model_type}"
 
 
-class DepthcutForCausalLM({stock_model.__name__}):
+class {CLASSES[head][1]}({stock_model.__name__}):
     config_class = DepthcutConfig
 
     def __init__(self, config, *args, **kwargs):
+        # What stands inside of a classifier is looked up by the type of its configuration.
+        config.__class__ = {stock_config.__name__}
         super().__init__(config, *args, **kwargs)
+        config.__class__ = self.config.__class__ = DepthcutConfig
         blocks = attrgetter("{architecture.blocks}")(self)
         for name in config.{MANIFEST}:
             layer, kind = name.split(".")

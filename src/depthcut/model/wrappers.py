@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from depthcut.model.heads import auto_class_of, head_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -84,8 +86,8 @@ def blocks_of_wrapper(config: PreTrainedConfig) -> str:
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """The Auto class of transformers that loads a model of this configuration."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     sees = is_wrapper(config) and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return AutoModelForImageTextToText if sees else auto_class_of(head_of(config))

@@ -8,9 +8,10 @@ from typing import get_args
 from pydantic import Field
 
 from depthcut.evaluation.engines import ENGINES, find_interpreter
-from depthcut.export import EXPORTS
+from depthcut.export import EXPORTS, check_form
 from depthcut.model.device import chosen_device
 from depthcut.model.flops import measure_work
+from depthcut.model.heads import GIVES, head_of
 from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model, sizes_from_config
 from depthcut.model.wrappers import decoder_config, is_wrapper
@@ -18,6 +19,7 @@ from depthcut.preview.device_profiles import measure_here
 from depthcut.preview.dry_run import estimate_source
 from depthcut.preview.outlook import MEASURED_SECONDS
 from depthcut.repairs import REPAIRS, check_repairs
+from depthcut.run.heads import settle_objective
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, pose_problem
 from depthcut.types import InputError, Provenance, Record, UnitChoice
@@ -61,6 +63,7 @@ class Diagnosis(Record):
         weight_bytes: of all weights in memory.
         kv_bytes_per_token: of the dense model, at a context shorter than any sliding window.
         context: tokens that it was made for; None where its configuration does not say it.
+        gives: what it does with a text.
         carried: what stands around the decoder, where it stands inside of a larger model; empty where there is none.
         left_out: layers of its files that are not written; empty where there are none.
         has_weights: whether there are any, here or on the hub.
@@ -75,6 +78,7 @@ class Diagnosis(Record):
     weight_bytes: int
     kv_bytes_per_token: int
     context: int | None
+    gives: str
     carried: str
     left_out: str
     has_weights: bool
@@ -95,6 +99,7 @@ def examine_model(recipe: Recipe) -> Diagnosis:
         InputError: nothing can be done with the model.
     """
     source = find_model(recipe, needs_weights=False)
+    recipe = settle_objective(recipe, source)
     sizes = sizes_from_config(source.config, source.architecture, source.dtype)
     whole = type(source.config).__name__.removesuffix("Config")
     return Diagnosis(
@@ -106,6 +111,7 @@ def examine_model(recipe: Recipe) -> Diagnosis:
         weight_bytes=source.weight_bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,
         context=getattr(decoder_config(source.config), "max_position_embeddings", None),
+        gives=GIVES[head_of(source.config)],
         carried=f"the decoder stands inside of a {whole}, which is kept" if is_wrapper(source.config) else "",
         left_out=str(source.prediction_layers or ""),
         has_weights=source.has_weights,
@@ -115,7 +121,7 @@ def examine_model(recipe: Recipe) -> Diagnosis:
             lambda name: check_repairs([(name, REPAIRS.find(name).make())], source.architecture, source.config),
         ),
         exports=_choices(
-            [entry.name for entry in EXPORTS], lambda name: EXPORTS.find(name).make().check(source.config)
+            [entry.name for entry in EXPORTS], lambda name: check_form(name, EXPORTS.find(name).make(), source.config)
         ),
         engines=tuple(
             Choice(name=name, refusal="" if find_interpreter(name) else f"not installed; run: {engine.install}")

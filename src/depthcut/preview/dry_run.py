@@ -13,6 +13,7 @@ from depthcut.model.wrappers import decoder_config
 from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
 from depthcut.preview.estimate import RunEstimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
+from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, memory_of, pose_problem, prepare, settle_storage
@@ -60,6 +61,7 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
     if num_devices < 1:
         raise InputError(f"{num_devices} devices cannot run anything; give --devices 1 or more")
     recipe, source = settle_storage(recipe, find_model(recipe, needs_weights=False))
+    recipe = settle_objective(recipe, source)
     problem = pose_problem(recipe, source)
     search = recipe.build_search()
     measured = problem.budget.kind == "increase" or problem.budget.is_timed

@@ -10,8 +10,10 @@ from typing import Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from depthcut.ablation.objectives import objective_for
 from depthcut.calibration import Samples
 from depthcut.model.branches import Architecture
+from depthcut.model.heads import GIVES, head_of
 from depthcut.model.precision import round_weights
 from depthcut.model.quantisation import DEQUANTISED, quantisation
 from depthcut.model.stream import DecoderStream
@@ -52,11 +54,11 @@ class Damage:
     ranks: Ranks = ALONE
 
     def judge(self, objective: str, samples: Samples | None = None) -> Judge:
-        """An objective on the held-out text, or on other samples."""
+        """An objective on the held-out text, or on other samples; that of the model's head where it ends otherwise."""
         return Judge(
             self.dense,
             samples or self.held_out,
-            objective,
+            objective_for(objective, self.dense.head),
             batch_size=self.batch_size,
             memory_budget=self.memory_budget // 4,
         )
@@ -136,6 +138,8 @@ def require_branches(architecture: Architecture, name: str) -> None:
 
 def check_repairs(chain: list[tuple[str, RepairMethod]], architecture: Architecture, config: PreTrainedConfig) -> None:
     """Raises InputError where a repair cannot be made on such a model; needs no weights."""
+    from depthcut.repairs.training.schedule import Schedule  # which needs what stands here
+
     stored = quantisation(config)
     for name, method in chain:
         if stored is not None and stored not in DEQUANTISED:
@@ -143,6 +147,11 @@ def check_repairs(chain: list[tuple[str, RepairMethod]], architecture: Architect
                 f"the repair {name} makes weights anew and cannot write them into {stored} ones; repair the model "
                 f"before it is quantised: prune the unquantised one with --repair {name}, then depthcut export --to "
                 "nf4 or int8, or prune this one with --repair none"
+            )
+        if method.num_sequences and isinstance(method, Schedule) and head_of(config) != "tokens":
+            raise InputError(
+                f"the repair {name} trains on tokens that follow, and this model {GIVES[head_of(config)]}; use refit, "
+                "linear, low-rank, bias or seam, or --repair none"
             )
         method.check(architecture, config)
 
@@ -167,7 +176,7 @@ def repair_and_judge(
         method=name,
         settings={field.name: getattr(method, field.name) for field in dataclasses.fields(method)}  # type: ignore[arg-type]
         | repaired.settings,
-        objective=method.judged_by,
+        objective=objective_for(method.judged_by, damage.dense.head),
         text=damage.text.description,
         held_out=damage.held_out.description,
         before=before,

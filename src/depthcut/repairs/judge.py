@@ -29,8 +29,7 @@ class Judge:
         self._dense, self._samples = dense, samples
         self._objective = find_objective(objective)
         self._rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
-        vocabulary = dense.model.get_output_embeddings().weight.shape[0]
-        self._keeps = reference_bytes(samples.input_ids.numel(), vocabulary) <= memory_budget
+        self._keeps = reference_bytes(samples.input_ids.numel(), dense.output_width) <= memory_budget
         self._compared: list[ComparedBatch] = []
 
     def batches(self, stream: DecoderStream) -> list[Batch]:

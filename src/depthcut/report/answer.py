@@ -9,6 +9,12 @@ from depthcut.report.removal import removed_list
 from depthcut.report.table import DENSE, UNKNOWN, Row
 from depthcut.types import Plan
 
+HEAD_DISTANCES = {
+    "logit_distance": "squared difference of the logits",
+    "embedding_distance": "cosine distance of the embeddings",
+}
+"""What stands in place of perplexity where a model predicts no tokens."""
+
 
 @dataclass(frozen=True)
 class KeyNumber:
@@ -29,7 +35,7 @@ def answer(plan: Plan, rows: Sequence[Row], retained: str = "") -> list[KeyNumbe
     by_name = {row.name: row for row in reversed(rows)}  # of several data sets the first one answers
     figures = [
         _figure("Removed", by_name.get("parameters"), "parameters", "", [removed_list(plan)]),
-        _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name, retained)),
+        _cost_figure(by_name, retained),
         _speed_figure(by_name),
     ]
     return [figure for figure in figures if figure is not None]
@@ -41,6 +47,17 @@ def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Seque
     if not row.change:
         return KeyNumber(term, row.pruned, meaning + measure, tuple(notes))
     return KeyNumber(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
+
+
+def _cost_figure(by_name: Mapping[str, Row], retained: str) -> KeyNumber | None:
+    """Perplexity; of a model that predicts no tokens, how far what it gives is from the dense model's."""
+    for name, meaning in HEAD_DISTANCES.items():
+        if distance := _pruned_text(by_name, name):
+            row = by_name[name]
+            text = row.data.partition(" (")[0]
+            others = [f"{model}: {text}" for model, text in row.values.items() if model not in (DENSE, "pruned")]
+            return KeyNumber("Cost", distance, meaning, (*([f"on {text}"] if text else []), *others))
+    return _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name, retained))
 
 
 def _cost_notes(by_name: Mapping[str, Row], retained: str) -> list[str]:
@@ -62,6 +79,9 @@ def _speed_figure(by_name: Mapping[str, Row]) -> KeyNumber | None:
     parts = (("ideal", ideal), ("reading a prompt", prompt), ("KV cache", cache))
     notes = tuple(f"{what} {text}" for what, text in parts if text)
     paired = _pruned_text(by_name, "decode_speedup")
+    if not paired and "decode_tokens_per_second" not in by_name and prompt:
+        ideal = _pruned_text(by_name, "prompt_ideal_speedup")
+        return KeyNumber("Speed", prompt, "reading a text", (f"ideal {ideal}",) if ideal else ())
     if paired:
         return KeyNumber("Speed", paired, "decoding", notes)
     return _figure("Speed", by_name.get("decode_tokens_per_second"), "decoding", " tokens/s", notes)

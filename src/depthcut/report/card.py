@@ -18,14 +18,15 @@ from typing import Self
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from depthcut.report.provenance import provenance
+from depthcut.model.heads import HeadKind, head_named
+from depthcut.report.provenance import ON_TEXT, provenance
 from depthcut.report.removal import headline, removed_list
 from depthcut.report.run import Run
 from depthcut.report.table import before_after, columns, data_notes
 from depthcut.report.tasks import is_paired, is_task, task_table
 from depthcut.results import Measurement
 
-QUALITIES = ("perplexity", "kl_to_dense")
+QUALITIES = ON_TEXT
 
 HERE = "path/to/this/directory"
 FORM_ENGINES = (
@@ -38,6 +39,13 @@ FORM_ENGINES = (
     ),
 )
 """Forms, and how an engine loads one from a folder."""
+LOADERS: dict[HeadKind, str] = {
+    "tokens": "AutoModelForCausalLM",
+    "classes": "AutoModelForSequenceClassification",
+    "embedding": "AutoModel",
+}
+PIPELINES = dict(zip(LOADERS.values(), ("text-generation", "text-classification", "feature-extraction"), strict=True))
+"""What the hub calls a model, by the class that loads it."""
 OWN_TYPES = "depthcut_"
 """What the model type of a checkpoint begins with whose blocks lack sublayers."""
 
@@ -48,22 +56,26 @@ class Contents:
 
     Attributes:
         form: `gguf`, `nemotron-nas`, or `hf` where transformers loads it.
+        loader: the Auto class of transformers that loads it.
         own_code: whether blocks lack sublayers, so that the checkpoint is of a type of its own and brings code.
         inner: further forms, each in a folder of its name.
     """
 
     form: str = "hf"
     own_code: bool = False
+    loader: str = "AutoModelForCausalLM"
     inner: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path) -> Self:
         """Looks into a directory that depthcut wrote."""
         file = folder / "config.json"
-        model_type = str(json.loads(file.read_text(encoding="utf-8")).get("model_type")) if file.is_file() else ""
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        model_type = str(entries.get("model_type", ""))
         form = "gguf" if any(folder.glob("*.gguf")) else model_type if model_type == "nemotron-nas" else "hf"
         inner = tuple(name for name, _, _ in FORM_ENGINES if (folder / name).is_dir())
-        return cls(form, model_type.startswith(OWN_TYPES), inner)
+        loader = LOADERS[head_named((entries.get("architectures") or [""])[0])]
+        return cls(form, model_type.startswith(OWN_TYPES), loader, inner)
 
 
 def write_model_card(path: Path, run: Run, *, base_model: str | None, license: str | None) -> None:
@@ -80,9 +92,9 @@ def write_model_card(path: Path, run: Run, *, base_model: str | None, license: s
         "base_model": base_model,
         "license": license,
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": PIPELINES[contents.loader],
         "tags": ["depthcut", "pruned", "depth-pruning", plan.model.model_type],
-        "model-index": model_index(title, measurements),
+        "model-index": model_index(title, measurements, PIPELINES[contents.loader]),
     }
     # The template writes Markdown, not HTML: every value passes one of the filters below instead.
     environment = Environment(
@@ -154,11 +166,11 @@ def card_metadata(path: Path) -> dict[str, str]:
     )
 
 
-def model_index(name: str, measurements: Sequence[Measurement]) -> list[dict[str, object]]:
+def model_index(name: str, measurements: Sequence[Measurement], pipeline: str) -> list[dict[str, object]]:
     """The pruned model's quality by text or task, as the hub reads results; speeds belong to a machine."""
     results = [
         {
-            "task": {"type": "text-generation"},
+            "task": {"type": pipeline},
             "dataset": {"type": _identifier(data_set), "name": data_set},
             "metrics": [{"type": metric, "name": metric, "value": round(measurement.value, 6)}],
         }

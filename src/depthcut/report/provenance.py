@@ -33,7 +33,7 @@ def provenance(
         ("Cost of the search", _cost_words(plan, measurements)),
         *(("Repair", _repair_words(repair)) for repair in repairs),
         ("Left out", _left_out_words(measurements)),
-        ("Evaluation", _distinct(m.data for m in measurements if m.name in ("perplexity", "kl_to_dense"))),
+        ("Evaluation", _distinct(m.data for m in measurements if m.name in ON_TEXT)),
         ("Measured on", _distinct(measurement.device for measurement in measurements)),
         ("Software", ", ".join(f"{name} {version}" for name, version in software.items())),
     ]
@@ -49,6 +49,9 @@ def _left_out_words(measurements: Sequence[Measurement]) -> str:
         "transformers does not load and which were trained on what the last block of the dense model gives"
     )
 
+
+ON_TEXT = ("perplexity", "kl_to_dense", "logit_distance", "embedding_distance")
+"""What is measured on a text."""
 
 _CANDIDATES = {
     "block": "blocks",

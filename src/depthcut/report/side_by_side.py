@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from depthcut.report.provenance import ON_TEXT
 from depthcut.report.removal import headline, shares_removed
 from depthcut.report.run import Run
 from depthcut.report.table import DENSE, UNKNOWN, Row, before_after, dense_parameters
@@ -19,6 +20,8 @@ ANSWERS = (
     ("kv_bytes_per_token", "KV cache"),
     ("perplexity", "Perplexity"),
     ("kl_to_dense", "KL to dense"),
+    ("logit_distance", "Logits, squared difference"),
+    ("embedding_distance", "Embeddings, cosine distance"),
     ("tasks", "Tasks retained"),
     ("decode_speedup", "Decoding"),
 )
@@ -110,7 +113,7 @@ def differing_texts(runs: Sequence[Run]) -> bool:
     """Whether the perplexities that answer were measured on different texts, so that they cannot be compared."""
     texts = set()
     for run in runs:
-        found = [row.data for row in run.measurements if (row.name, row.model) == ("perplexity", "pruned")]
+        found = [row.data for row in run.measurements if row.name in ON_TEXT and row.model == "pruned"]
         texts.update(found[:1])
     return len(texts) > 1
 

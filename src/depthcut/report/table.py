@@ -87,6 +87,8 @@ _QUANTITIES = {
     "kv_bytes_per_token": _Quantity("KV cache per token", "bytes"),
     "perplexity": _Quantity("Perplexity", digits=4),
     "kl_to_dense": _Quantity("KL to dense, nats per token"),
+    "logit_distance": _Quantity("Logits, mean squared difference to dense"),
+    "embedding_distance": _Quantity("Embeddings, cosine distance to dense"),
     "loss/difference": _Quantity("Loss, difference to dense, nats per token"),
     "draft_acceptance": _Quantity("Draft for the dense model, tokens accepted"),
     "draft_acceptance_greedy": _Quantity("Draft, greedy, tokens accepted"),

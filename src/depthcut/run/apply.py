@@ -10,6 +10,7 @@ from depthcut.model.load import ModelSource, resolve
 from depthcut.model.units import sizes_from_config
 from depthcut.process.workspace import check_output, workspace
 from depthcut.results import Repair, read_list
+from depthcut.run.heads import settle_objective
 from depthcut.run.prune import Cut, carry_out
 from depthcut.run.recipe import Recipe
 from depthcut.run.result import Result
@@ -40,6 +41,7 @@ def apply_plan(
     """
     check_output(output, overwrite=overwrite, resume=False)
     recipe, source = settle_storage(recipe, find_model(recipe))
+    recipe = settle_objective(recipe, source)
     plan = find_plan(source)
     if num_steps is not None:
         plan = plan.applying(num_steps)
@@ -64,6 +66,7 @@ def repair_written(
         raise InputError(f"the output {output} is the model that is repaired; choose another directory")
     check_output(output, overwrite=overwrite, resume=False)
     source = replace(find_model(recipe), as_stored=False)
+    recipe = settle_objective(recipe, source)
     plan = Plan.from_file(directory / "plan.json")
     plan.require_made_for(source.provenance)
     written = resolve(str(directory), dtype=source.provenance.dtype)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from depthcut.export import EXPORTS, Export
+from depthcut.export import EXPORTS, Export, check_form
 from depthcut.model.load import resolve
 from depthcut.process.workspace import check_output, workspace
+from depthcut.registry import split_settings
 from depthcut.report import Run, renew_model_card
 from depthcut.run.session import PROBE_TOKENS
 from depthcut.run.write import LAYER_MAP, RECIPE, origin, require_other_folder
@@ -56,7 +57,7 @@ def export_model(
     check_output(output, overwrite=overwrite, resume=False)
     source = resolve(directory, dtype=dtype, save_dtype=dtype)
     require_other_folder(output, source)
-    exporter.check(source.config)
+    check_form(split_settings(form)[0], exporter, source.config)
     tokenizer = source.load_tokenizer()
     model = source.load_model()
     if source.gguf_file:

@@ -24,6 +24,7 @@ from depthcut.process.memory import share_out
 from depthcut.repairs import check_repairs
 from depthcut.results import Measurement, Repair
 from depthcut.run.by_hand import plan_of_units
+from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair as repair_stage
@@ -151,6 +152,8 @@ def compare(
 ) -> tuple[Measurement, ...]:
     """Measures a pruned model beside its dense one: sizes, perplexity and KL, and speed where asked for.
 
+    Of models with another head, the distance of what it gives in place of perplexity and KL.
+
     Args:
         ids: int64, (sequences, length) token ids without pads that nothing was fitted to.
 
@@ -166,6 +169,7 @@ def _session(model: PreTrainedModel, ids: Mapping[Use, Tensor], **options: Any) 
     """A session made of a model in memory and token ids."""
     source = source_of(model)
     recipe = Recipe.build(model=source.provenance.source, device=str(model.device), **options)
+    recipe = settle_objective(recipe, source)
     stream = DecoderStream(model.eval(), source.architecture)
     texts = {use: _samples(model, of_use) for use, of_use in ids.items()}
     for text in texts.values():

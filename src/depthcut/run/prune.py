@@ -9,12 +9,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from depthcut.export import EXPORTS
 from depthcut.methods.problem import Problem
 from depthcut.model.load import ModelSource
 from depthcut.process.ranks import ALONE, Ranks, join, was_restarted
 from depthcut.process.workspace import check_output, workspace
 from depthcut.results import Repair
+from depthcut.run.heads import settle_objective
 from depthcut.run.measure import ask, measure
 from depthcut.run.plan import find_plan, find_rivals
 from depthcut.run.recipe import Recipe
@@ -66,9 +66,8 @@ def prune_model(
         if output is not None and ranks.is_first:
             check_output(output, overwrite=overwrite, resume=resume)
         recipe, source = settle_storage(recipe, find_model(recipe))
+        recipe = settle_objective(recipe, source)
         problem = pose_problem(recipe, source)
-        for form in recipe.export:
-            EXPORTS.parse(form)[1].check(source.config)
         if output is not None:
             require_other_folder(output, source)
         prepared = prepare(recipe, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depthcut.process.workspace import check_output, workspace
+from depthcut.run.heads import settle_objective
 from depthcut.run.plan import recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
@@ -25,6 +26,7 @@ def score_model(recipe: Recipe, output: Path | None, *, overwrite: bool = False)
     if output is not None:
         check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)
+    recipe = settle_objective(recipe, source)
     if output is not None:
         require_other_folder(output, source)
     prepared = prepare(recipe, source, ("calibration",))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from depthcut.process.ranks import join, was_restarted
 from depthcut.process.workspace import check_output, workspace
+from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, pose_problem, prepare
@@ -26,6 +27,7 @@ def search_model(recipe: Recipe, output: Path, *, overwrite: bool = False, resum
         if ranks.is_first:
             check_output(output, overwrite=overwrite, resume=resume)
         source = find_model(recipe)
+        recipe = settle_objective(recipe, source)
         problem = pose_problem(recipe, source)
         require_other_folder(output, source)
         prepared = prepare(recipe, source, ("calibration",))

@@ -15,6 +15,7 @@ from pathlib import Path
 from depthcut.process.journal import replace_lines, whole_lines
 from depthcut.process.ranks import Shard, ShareDoneError
 from depthcut.process.workspace import check_output, locked, work_folder
+from depthcut.run.heads import settle_objective
 from depthcut.run.plan import JOURNALS, find_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, pose_problem, prepare
@@ -60,6 +61,7 @@ def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
         )
     check_output(output, overwrite=False, resume=True)
     source = find_model(recipe)
+    recipe = settle_objective(recipe, source)
     problem = pose_problem(recipe, source)
     prepared = prepare(recipe, source, ("calibration",))
     merged = work_folder(output)

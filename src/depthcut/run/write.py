@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthcut.evaluation.compare import software
-from depthcut.export import EXPORTS
+from depthcut.export import EXPORTS, check_form
 from depthcut.export.hf import verify_directory, write_directory
 from depthcut.export.llama_cpp import misread
 from depthcut.model.checkpoint import read_config
@@ -99,7 +99,7 @@ def write_forms(
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         try:
-            exporter.check(model.config)
+            check_form(form, exporter, model.config)
             exporter.write(model, loaded.tokenizer, target)
         except InputError as refusal:
             shutil.rmtree(target)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from depthcut.process.progress import progress
 from depthcut.process.workspace import check_output
+from depthcut.run.heads import require_tokens
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
 from depthcut.studies.figures import Curve, CurveFigure
@@ -52,6 +53,7 @@ def compare(
     budgets = budgets_of(ratios)
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
+    require_tokens(source, "studies are")
     posed = [pose_method(recipe, source, name, budgets) for name in methods]
     first = next(iter(posed[0].recipes.values()))
     prepared = prepare_repairs(first, source, repairs)

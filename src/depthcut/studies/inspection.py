@@ -12,6 +12,7 @@ from pathlib import Path
 
 from depthcut.importance import BLOCK_INFLUENCE, metric_name
 from depthcut.process.workspace import check_output
+from depthcut.run.heads import require_tokens
 from depthcut.run.plan import score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
@@ -41,6 +42,7 @@ def inspect(recipe: Recipe, output: Path, *, overwrite: bool = False, resume: bo
     """
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
+    require_tokens(source, "studies are")
     method = pose_method(recipe, source, recipe.method, {"end": {"remove": recipe.remove or ""}})
     if recipe.asks_questions:
         raise InputError(f"method {recipe.method!r} asks questions, and this study is on text; choose another --method")

@@ -12,6 +12,7 @@ from pathlib import Path
 from depthcut.evaluation.collapse import find_collapse
 from depthcut.process.progress import progress
 from depthcut.process.workspace import check_output
+from depthcut.run.heads import require_tokens
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load
 from depthcut.studies.figures import Curve, CurveFigure
@@ -52,6 +53,7 @@ def sweep(
     check_methods(methods)
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
+    require_tokens(source, "studies are")
     posed = [pose_method(recipe, source, name, {"end": {"remove": recipe.remove or ""}}) for name in methods]
     prepared = prepare_repairs(recipe, source, repairs)
     settings = recipe.model_dump(mode="json", exclude={"method"}) | {

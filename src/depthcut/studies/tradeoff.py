@@ -20,6 +20,7 @@ from depthcut.ablation.ablation import Ablation
 from depthcut.calibration import Samples
 from depthcut.methods.budget import Budget
 from depthcut.process.workspace import check_output
+from depthcut.run.heads import require_tokens
 from depthcut.run.plan import make_ablation
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import Loaded, find_model, load, prepare
@@ -62,6 +63,7 @@ def tradeoff(
         raise InputError("tasks are compared unit by unit; give --unit block, attn, ffn or sublayer, not pair")
     check_output(output, overwrite=overwrite, resume=resume)
     source = find_model(recipe)
+    require_tokens(source, "studies are")
     removals = single_removals(source.architecture, source.provenance.num_blocks, unit)
     if not removals:
         raise InputError(f"this family has no {unit} units; give another --unit")

@@ -11,7 +11,9 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from depthcut.registry import Registry
+from depthcut.model.heads import GIVES, HeadKind
+from depthcut.registry import Registry, split_settings
+from depthcut.types import InputError
 
 POSITIONS_AT_ONCE = 32
 """Positions whose vocabulary-wide temporaries exist together: few enough to stay in a CPU's cache."""
@@ -27,6 +29,11 @@ class Objective(ABC):
     def measure(self) -> str:
         """Unit of measure, for people."""
         return "nats per token"
+
+    @property
+    def head(self) -> HeadKind:
+        """What models have to end in for it to mean anything."""
+        return "tokens"
 
     @property
     def next_token(self) -> bool:
@@ -76,6 +83,24 @@ OBJECTIVES: Registry[Objective] = Registry("objective", "depthcut.ablation.objec
 def find_objective(text: str) -> Objective:
     """The objective that `name,setting=value` says. Raises InputError naming the nearest where there is none."""
     return OBJECTIVES.parse(text)[1]
+
+
+OF_HEAD: dict[HeadKind, str] = {"tokens": "kl", "classes": "class-logits", "embedding": "embedding-cosine"}
+"""What decides where the user names no objective."""
+
+
+def check_objective(text: str, head: HeadKind) -> None:
+    """Raises InputError where an objective is of another kind of output than a model with such a head gives."""
+    if find_objective(text).head != head:
+        raise InputError(
+            f"objective {split_settings(text)[0]!r} is about models of another kind, and this one {GIVES[head]}; "
+            f"leave it out, which takes {OF_HEAD[head]}"
+        )
+
+
+def objective_for(text: str, head: HeadKind) -> str:
+    """An objective, or the one that stands in its place for models that end otherwise."""
+    return text if find_objective(text).head == head else OF_HEAD[head]
 
 
 def asks_questions(text: str) -> bool:

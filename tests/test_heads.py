@@ -1,0 +1,199 @@
+"""Models that score or embed a text go through everything that those go through that predict tokens."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import depthcut
+import tiny
+from depthcut.ablation.objectives import OF_HEAD, find_objective
+from depthcut.export import hf
+from depthcut.model.heads import head_of, settle_head
+from depthcut.model.stream import DecoderStream
+from depthcut.results import Measurement, read_list
+from depthcut.run import on_model
+from depthcut.types import InputError
+
+HEADS = {"classes": AutoModelForSequenceClassification, "embedding": AutoModel}
+DISTANCES = {"classes": "logit_distance", "embedding": "embedding_distance"}
+SHORT = [
+    *("--calibration-samples", 4, "--calibration-length", 16, "--evaluation-samples", 2, "--evaluation-length", 16),
+    *("--repair-samples", 32, "--device", "cpu"),
+]
+
+
+def model_of(head, family="qwen3", **changes):
+    """A random model with the weights of `tiny.model` and, for a text's scores, a head of two classes."""
+    causal = tiny.model(family, **({"vocab_size": tiny.BYTE_VOCABULARY, "pad_token_id": 0} | changes))
+    causal.config.num_labels = 2
+    made = HEADS[head].from_config(causal.config).eval()
+    made.base_model.load_state_dict(causal.base_model.state_dict())
+    return made
+
+
+def save(folder, head, pooling=None, **changes):
+    folder.mkdir(parents=True)
+    hf.write_directory(model_of(head, **changes), tiny.tokenizer(), folder)
+    if pooling is not None:
+        (folder / "modules.json").write_text("[]")
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("heads")
+    return {"classes": save(root / "reward", "classes"), "embedding": save(root / "embedder", "embedding", "mean_tokens")}
+
+
+@pytest.mark.usefixtures("quick_reload")
+@pytest.mark.parametrize("head", HEADS)
+def test_the_whole_way_by_the_command_line(folders, head, command, tmp_path):
+    """Scored, searched, pruned, repaired, measured, written again, and loaded by plain transformers."""
+    dense, out = folders[head], tmp_path / "pruned"
+    assert "block" in command("score", dense, *SHORT[:4], "-o", tmp_path / "scores")
+    command("search", dense, "--remove", 2, "--unit", "sublayer", *SHORT[:4], "-o", tmp_path / "path")
+    printed = command("prune", dense, "--remove", 2, "--unit", "block", *SHORT, "--no-speed", "-o", out)
+    assert "perplexity" not in printed.lower() and "greedy tokens" not in printed
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["objective"] == OF_HEAD[head]
+    repair = json.loads((out / "repair.json").read_text())[0]
+    assert (repair["objective"], repair["kept"]) == (OF_HEAD[head], True)
+    measured = {(m.model, m.name): m.value for m in read_list(Measurement, out / "results.json")}
+    assert measured["pruned", DISTANCES[head]] > 0
+    assert not {"perplexity", "loss", "kl_to_dense"} & {name for _, name in measured}
+    for page in ("report.html", "README.md"):
+        text = (out / page).read_text(encoding="utf-8")
+        body = text[text.find("<body") :] if page.endswith("html") else text
+        assert "erplexity" not in body.partition("<script")[0], page
+    loaded = HEADS[head].from_pretrained(out).eval()
+    assert loaded.config.num_hidden_layers == 4
+    ids = torch.arange(3, 19)[None]
+    command("export", out, "--to", "hf", "-o", tmp_path / "again")
+    again = HEADS[head].from_pretrained(tmp_path / "again").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(ids)[0], again(ids)[0])
+    printed = command("eval", out, "--dense", dense, "--no-speed", *SHORT[4:8])
+    assert "perplexity" not in printed.lower() and "to dense" in printed
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_sublayers_go_too_and_load_in_a_fresh_process(folders, head, command, tmp_path):
+    """`depthcut remove` reloads what it wrote in a fresh process, through the code that lies beside it."""
+    command("remove", folders[head], "--units", "1.attn,3.ffn", *SHORT[4:8], "--no-speed", "-o", tmp_path / "out")
+    written = HEADS[head].from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    dense = HEADS[head].from_pretrained(folders[head]).eval()
+    removed = on_model.remove(dense, "1.attn,3.ffn")
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        assert torch.equal(written(ids)[0], removed(ids)[0])
+        assert not torch.equal(written(ids)[0], dense(ids)[0])
+
+
+def test_what_belongs_to_sentence_transformers_comes_along(folders, command, tmp_path):
+    command("remove", folders["embedding"], "--units", "2", *SHORT[4:8], "--no-speed", "-o", tmp_path / "out")
+    for name in ("modules.json", "1_Pooling/config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folders["embedding"] / name).read_bytes()
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean_tokens"])
+@torch.no_grad()
+def test_an_embedding_at_a_position_is_that_of_the_text_that_ends_there(tmp_path, pooling):
+    model = AutoModel.from_pretrained(save(tmp_path / "m", "embedding", pooling)).eval()
+    stream = DecoderStream(model, depthcut.resolve(str(tmp_path / "m")).architecture)
+    ids = torch.arange(3, 15)[None]
+    batch = stream.prepare(ids)
+    found = next(iter(stream.logits(batch, stream.run(batch))))[1]
+    for end in (1, 7, 12):
+        hidden = model(ids[:, :end]).last_hidden_state
+        alone = hidden[:, -1] if pooling == "lasttoken" else hidden.mean(dim=1)
+        torch.testing.assert_close(found[:, end - 1], alone, atol=tiny.ROUNDING, rtol=tiny.ROUNDING)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi", "falcon", "opt", "gemma3_text", "qwen3_moe"])
+@torch.no_grad()
+def test_a_score_at_a_position_is_that_of_the_text_that_ends_there(family):
+    model = model_of("classes", family)
+    stream = DecoderStream(model, on_model.source_of(model).architecture)
+    ids = torch.arange(3, 15)[None]
+    batch = stream.prepare(ids)
+    found = next(iter(stream.logits(batch, stream.run(batch))))[1]
+    for end in (1, 7, 12):
+        torch.testing.assert_close(found[:, end - 1], model(ids[:, :end]).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_the_objective_is_the_formula_on_whole_models(head):
+    model = model_of(head)
+    ids = torch.randint(3, 200, (3, 12), generator=torch.Generator().manual_seed(0))
+    plan = on_model.search(model, ids, budget=1, method="greedy,swap=false,strategy=exhaustive", unit="block")
+    pruned = on_model.remove(model, plan.removed)
+    if head == "embedding":
+        given = [torch.nn.functional.normalize(each(ids).last_hidden_state, dim=-1) for each in (model, pruned)]
+        expected = float((1 - (given[0] * given[1]).sum(-1)).mean())
+    else:
+        given = [each.score(each.model(ids).last_hidden_state) for each in (model, pruned)]
+        expected = float((given[0] - given[1]).square().mean())
+    assert plan.steps[0].objective == pytest.approx(expected, rel=1e-4)
+    measured = {m.name: m for m in on_model.compare(model, pruned, ids)}[DISTANCES[head]]
+    assert measured.value == pytest.approx(expected, rel=1e-4)
+    assert measured.unit == find_objective(OF_HEAD[head]).measure
+
+
+def test_a_published_embedding_model_names_a_causal_class(tmp_path):
+    """Qwen3-Embedding does; what tells is the file of sentence-transformers beside it."""
+    config = tiny.config("qwen3")
+    config.architectures = ["Qwen3ForCausalLM"]
+    settle_head(config, tmp_path, ())
+    assert head_of(config) == "tokens"
+    (tmp_path / "modules.json").write_text("[]")
+    settle_head(config, tmp_path, ())
+    assert config.architectures == ["Qwen3Model"]
+
+
+def test_a_causal_model_may_name_its_base_class(tmp_path):
+    """Some old checkpoints do; their tensors carry the prefix of a model with a head, which is the embedding."""
+    config = tiny.config("gpt2", tie_word_embeddings=True)
+    config.architectures = ["GPT2Model"]
+    settle_head(config, tmp_path, ["transformer.h.0.ln_1.weight"])
+    assert head_of(config) == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--objective", "kl"], "objective 'kl' is about models of another kind, and this one scores a text"),
+        (["--method", "one-shot,metric=taylor"], "taylor reads gradients of the next token's loss"),
+        (["--repair", "lora,steps=1"], "the repair lora trains on tokens that follow"),
+        (["--export", "gguf"], "the form gguf holds models that predict tokens"),
+        (["--calibration", "self"], "writes no text; name a SOURCE other than self"),
+        (["--generation"], "ask for the next token"),
+    ],
+)
+def test_what_needs_tokens_is_refused(folders, options, told, command, tmp_path):
+    assert told in command("prune", folders["classes"], "--remove", 1, *options, "-o", tmp_path / "o", code=2)
+
+
+def test_objectives_of_heads_are_refused_on_tokens():
+    with pytest.raises(InputError, match="'class-logits' is about models of another kind, and this one predicts tokens"):
+        on_model.search(tiny.model(), torch.arange(3, 19)[None], budget=1, objective="class-logits")
+
+
+def test_attentions_that_look_both_ways_are_refused():
+    config = tiny.config("gemma3_text", use_bidirectional_attention=True)
+    with pytest.raises(InputError, match="look both ways"):
+        on_model.remove(AutoModel.from_config(config), 1)
+    assert on_model.remove(AutoModelForCausalLM.from_config(tiny.config("gemma3_text")), 1)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_doctor_and_dry_run(folders, head, command, tmp_path):
+    told = command("doctor", folders[head], "--device", "cpu")
+    assert {"classes": "scores a text", "embedding": "embeds a text"}[head] in told
+    assert "not distill: the repair distill trains on tokens that follow" in " ".join(told.split())
+    dry = command("prune", folders[head], "--remove", 1, *SHORT, "--dry-run", "-o", tmp_path / "o")
+    assert "perplexity" not in (told + dry).lower()

@@ -2,10 +2,10 @@
 
     python benchmarks/draft.py --data c4_sample.jsonl.gz
 
-A path of sublayers is searched once (`--method`), cut at each share of `--remove` and repaired by `refit` on text that is
-measured nowhere. The dense model then writes after prompts with each pruned one as transformers' `assistant_model`,
-sampling at temperature 1 and greedily, drafts of a fixed length: no schedule, no confidence threshold, no end token.
-A drafted token is looked at where all before it in its draft were accepted. The expected acceptance at exactly these
+A path of sublayers is searched once (`--method`), cut at each share of `--remove` and repaired by `refit` on text that
+is measured nowhere. The dense model then writes after prompts with each pruned one as transformers' `assistant_model`,
+sampling at temperature 1 and greedily, drafts of a fixed length: no schedule, no confidence threshold, no end token. A
+drafted token is looked at where all before it in its draft were accepted. The expected acceptance at exactly these
 positions, given what was written before, is compared with the share that was accepted; so the difference has mean 0
 whatever the text, and its standard error follows from the expected acceptances. Expected acceptance on text, which is
 what every comparison reports, stands beside it, and times with and without a draft, measured in turn.
@@ -85,7 +85,7 @@ def write(
 
 @torch.no_grad()
 def acceptances(dense: PreTrainedModel, draft: PreTrainedModel, ids: torch.Tensor, sampled: bool) -> torch.Tensor:
-    """(length,) float64: at place i the expected acceptance of a drafted token i, given those before; nan at place 0."""
+    """(length,) float64: the expected acceptance of each drafted token, given those before it; nan at the first."""
     log_p, log_q = (model(ids).logits[0, :-1].log_softmax(dim=-1) for model in (dense, draft))
     found = (accepted if sampled else agreed)(log_p, log_q).double()
     return torch.cat([torch.full((1,), math.nan, dtype=torch.float64), found])

@@ -4,19 +4,17 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM
 
 import depthcut
 import tiny
 from depthcut.ablation.objectives import OF_HEAD, find_objective
-from depthcut.export import hf
 from depthcut.model.heads import head_of, settle_head
 from depthcut.model.stream import DecoderStream
 from depthcut.results import Measurement, read_list
 from depthcut.run import on_model
 from depthcut.types import InputError
 
-HEADS = {"classes": AutoModelForSequenceClassification, "embedding": AutoModel}
 DISTANCES = {"classes": "logit_distance", "embedding": "embedding_distance"}
 SHORT = [
     *("--calibration-samples", 4, "--calibration-length", 16, "--evaluation-samples", 2, "--evaluation-length", 16),
@@ -24,33 +22,17 @@ SHORT = [
 ]
 
 
-def model_of(head, family="qwen3", **changes):
-    """A random model with the weights of `tiny.model` and, for a text's scores, a head of two classes."""
-    causal = tiny.model(family, **({"vocab_size": tiny.BYTE_VOCABULARY, "pad_token_id": 0} | changes))
-    causal.config.num_labels = 2
-    made = HEADS[head].from_config(causal.config).eval()
-    made.base_model.load_state_dict(causal.base_model.state_dict())
-    return made
-
-
-def save(folder, head, pooling=None, **changes):
-    folder.mkdir(parents=True)
-    hf.write_directory(model_of(head, **changes), tiny.tokenizer(), folder)
-    if pooling is not None:
-        (folder / "modules.json").write_text("[]")
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("heads")
-    return {"classes": save(root / "reward", "classes"), "embedding": save(root / "embedder", "embedding", "mean_tokens")}
+    return {
+        "classes": tiny.save_headed(root / "reward", "classes"),
+        "embedding": tiny.save_headed(root / "embedder", "embedding", "mean_tokens"),
+    }
 
 
 @pytest.mark.usefixtures("quick_reload")
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", tiny.HEADS)
 def test_the_whole_way_by_the_command_line(folders, head, command, tmp_path):
     """Scored, searched, pruned, repaired, measured, written again, and loaded by plain transformers."""
     dense, out = folders[head], tmp_path / "pruned"
@@ -69,23 +51,23 @@ def test_the_whole_way_by_the_command_line(folders, head, command, tmp_path):
         text = (out / page).read_text(encoding="utf-8")
         body = text[text.find("<body") :] if page.endswith("html") else text
         assert "erplexity" not in body.partition("<script")[0], page
-    loaded = HEADS[head].from_pretrained(out).eval()
+    loaded = tiny.HEADS[head].from_pretrained(out).eval()
     assert loaded.config.num_hidden_layers == 4
     ids = torch.arange(3, 19)[None]
     command("export", out, "--to", "hf", "-o", tmp_path / "again")
-    again = HEADS[head].from_pretrained(tmp_path / "again").eval()
+    again = tiny.HEADS[head].from_pretrained(tmp_path / "again").eval()
     with torch.no_grad():
         assert torch.equal(loaded(ids)[0], again(ids)[0])
     printed = command("eval", out, "--dense", dense, "--no-speed", *SHORT[4:8])
     assert "perplexity" not in printed.lower() and "to dense" in printed
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["classes", pytest.param("embedding", marks=pytest.mark.long)])
 def test_sublayers_go_too_and_load_in_a_fresh_process(folders, head, command, tmp_path):
     """`depthcut remove` reloads what it wrote in a fresh process, through the code that lies beside it."""
     command("remove", folders[head], "--units", "1.attn,3.ffn", *SHORT[4:8], "--no-speed", "-o", tmp_path / "out")
-    written = HEADS[head].from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
-    dense = HEADS[head].from_pretrained(folders[head]).eval()
+    written = tiny.HEADS[head].from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    dense = tiny.HEADS[head].from_pretrained(folders[head]).eval()
     removed = on_model.remove(dense, "1.attn,3.ffn")
     ids = torch.arange(3, 19)[None]
     with torch.no_grad():
@@ -93,6 +75,7 @@ def test_sublayers_go_too_and_load_in_a_fresh_process(folders, head, command, tm
         assert not torch.equal(written(ids)[0], dense(ids)[0])
 
 
+@pytest.mark.usefixtures("quick_reload")
 def test_what_belongs_to_sentence_transformers_comes_along(folders, command, tmp_path):
     command("remove", folders["embedding"], "--units", "2", *SHORT[4:8], "--no-speed", "-o", tmp_path / "out")
     for name in ("modules.json", "1_Pooling/config.json"):
@@ -102,7 +85,7 @@ def test_what_belongs_to_sentence_transformers_comes_along(folders, command, tmp
 @pytest.mark.parametrize("pooling", ["lasttoken", "mean_tokens"])
 @torch.no_grad()
 def test_an_embedding_at_a_position_is_that_of_the_text_that_ends_there(tmp_path, pooling):
-    model = AutoModel.from_pretrained(save(tmp_path / "m", "embedding", pooling)).eval()
+    model = AutoModel.from_pretrained(tiny.save_headed(tmp_path / "m", "embedding", pooling)).eval()
     stream = DecoderStream(model, depthcut.resolve(str(tmp_path / "m")).architecture)
     ids = torch.arange(3, 15)[None]
     batch = stream.prepare(ids)
@@ -116,7 +99,7 @@ def test_an_embedding_at_a_position_is_that_of_the_text_that_ends_there(tmp_path
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi", "falcon", "opt", "gemma3_text", "qwen3_moe"])
 @torch.no_grad()
 def test_a_score_at_a_position_is_that_of_the_text_that_ends_there(family):
-    model = model_of("classes", family)
+    model = tiny.headed("classes", family)
     stream = DecoderStream(model, on_model.source_of(model).architecture)
     ids = torch.arange(3, 15)[None]
     batch = stream.prepare(ids)
@@ -125,10 +108,10 @@ def test_a_score_at_a_position_is_that_of_the_text_that_ends_there(family):
         torch.testing.assert_close(found[:, end - 1], model(ids[:, :end]).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", tiny.HEADS)
 @torch.no_grad()
 def test_the_objective_is_the_formula_on_whole_models(head):
-    model = model_of(head)
+    model = tiny.headed(head)
     ids = torch.randint(3, 200, (3, 12), generator=torch.Generator().manual_seed(0))
     plan = on_model.search(model, ids, budget=1, method="greedy,swap=false,strategy=exhaustive", unit="block")
     pruned = on_model.remove(model, plan.removed)
@@ -179,7 +162,7 @@ def test_what_needs_tokens_is_refused(folders, options, told, command, tmp_path)
 
 
 def test_objectives_of_heads_are_refused_on_tokens():
-    with pytest.raises(InputError, match="'class-logits' is about models of another kind, and this one predicts tokens"):
+    with pytest.raises(InputError, match="'class-logits' is about .* this one predicts tokens"):
         on_model.search(tiny.model(), torch.arange(3, 19)[None], budget=1, objective="class-logits")
 
 
@@ -190,7 +173,7 @@ def test_attentions_that_look_both_ways_are_refused():
     assert on_model.remove(AutoModelForCausalLM.from_config(tiny.config("gemma3_text")), 1)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", tiny.HEADS)
 def test_doctor_and_dry_run(folders, head, command, tmp_path):
     told = command("doctor", folders[head], "--device", "cpu")
     assert {"classes": "scores a text", "embedding": "embeds a text"}[head] in told

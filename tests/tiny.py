@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,7 +14,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from depthcut.calibration import Samples
 from depthcut.export import hf, reload_check
@@ -63,6 +71,19 @@ def model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedMod
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
             elif "embed" not in name and "wte" not in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return made
+
+
+HEADS = {"classes": AutoModelForSequenceClassification, "embedding": AutoModel}
+"""What loads models with other heads than those that predict tokens."""
+
+
+def headed(head: str, family: str = "qwen3", **changes: Any) -> PreTrainedModel:
+    """`model` with a head for two classes, or none, in place of that for tokens."""
+    causal = model(family, **({"vocab_size": BYTE_VOCABULARY, "pad_token_id": 0} | changes))
+    causal.config.num_labels = 2
+    made: PreTrainedModel = HEADS[head].from_config(causal.config).eval()
+    made.base_model.load_state_dict(causal.base_model.state_dict())
     return made
 
 
@@ -161,6 +182,17 @@ def save(folder: Path, family: str = "llama", identity: int | None = None, **cha
                     parameter.zero_()
     folder.mkdir(parents=True)
     hf.write_directory(made, tokenizer(), folder)
+    return folder
+
+
+def save_headed(folder: Path, head: str, pooling: str | None = None, **changes: Any) -> Path:
+    """Writes a model with another head, and how it pools as sentence-transformers says it."""
+    folder.mkdir(parents=True)
+    hf.write_directory(headed(head, **changes), tokenizer(), folder)
+    if pooling is not None:
+        (folder / "modules.json").write_text("[]")
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
     return folder
 
 

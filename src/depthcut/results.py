@@ -11,6 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from depthcut.types import InputError, Record, TextDescription, first_problem, require_regular
 
+DECODING_BYTES = "decoding_bytes"
+"""Name of what weights and cache take after the context that `data` begins with."""
+
 
 class Repair(Record):
     """What a repair did: one of the list in `repair.json`.

@@ -32,6 +32,11 @@ AT_MOST = {
 }
 STAND_INS = {"meta-llama/Llama-3.2-1B": "llama", "Qwen/Qwen2.5-0.5B-Instruct": "qwen2"}
 """Hub models for which a random one of the same family stands, under the same name, in the page's folder."""
+HEADED = {
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": ("classes", None),
+    "Qwen/Qwen3-Embedding-0.6B": ("embedding", "lasttoken"),
+}
+"""Those that end in another head, and how they pool."""
 RUN_ELSEWHERE = {
     "--tasks": "tests/evaluation/test_harness.py",
     "--eval": "tests/evaluation/test_harness.py",
@@ -142,7 +147,8 @@ def models(tmp_path_factory):
     """A directory of one random model a family."""
     root = tmp_path_factory.mktemp("models")
     families = {*STAND_INS.values(), "llama", "gemma3_text"}
-    return {family: tiny.save(root / family, family, max_position_embeddings=256) for family in families}
+    saved = {family: tiny.save(root / family, family, max_position_embeddings=256) for family in families}
+    return saved | {name: tiny.save_headed(root / name, *HEADED[name]) for name in HEADED}
 
 
 @pytest.fixture
@@ -170,7 +176,7 @@ def reader(models, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(Recipe, "build", classmethod(with_little_text))
     monkeypatch.chdir(tmp_path)
-    for name, family in STAND_INS.items():
+    for name, family in (STAND_INS | dict(zip(HEADED, HEADED, strict=True))).items():
         shutil.copytree(models[family], tmp_path / name)
     (tmp_path / "notes.jsonl").write_text(
         "".join(f'{{"body": "{row}"}}\n' for row in random_rows("notes", split="train"))

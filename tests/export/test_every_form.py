@@ -55,7 +55,7 @@ def test_a_form_says_in_one_sentence_what_it_cannot_hold_before_there_is_work(en
         for config in (tiny.config(family), quantised(family)):
             words = refusal(form, config)
             assert words is None or ("\n" not in words and not words.endswith("."))
-    makes_tensors_anew = entry.name not in ("hf", "mergekit")
+    makes_tensors_anew = entry.name not in ("hf", "mergekit", "teacher-answers")
     assert bool(refusal(form, quantised("llama"))) == makes_tensors_anew
     assert isinstance(form.note, str) and entry.summary and entry.source
 

@@ -91,7 +91,10 @@ def told(call, *arguments):
         ({"layer_types": ["full_attention"] * 5}, "layer_types has 5 entries for 6 blocks; mend it"),
         ({"layer_types": "full_attention"}, "layer_types is 'full_attention' and has to be a list of names"),
         ({"architectures": "Llama"}, "architectures is 'Llama' and has to be a list of names"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "a model that classifies or rewards and has no head"),
+        (
+            {"architectures": ["LlamaForTokenClassification"]},
+            "depthcut prunes decoders that predict tokens (ForCausalLM)",
+        ),
         ({"model_type": None}, "does not say what the model is: model_type is None"),
         ({"model_type": "t5"}, "they have an encoder beside the decoder"),
         ({"model_type": "bert"}, "they are encoders, which predict no next token"),
@@ -164,13 +167,14 @@ def test_prediction_layers_behind_the_last_block_are_no_blocks(model):
     check_model(str(model))
 
 
-def test_an_embedding_model_is_told_what_it_lacks(model):
+def test_a_model_without_a_head_is_what_its_class_says(model):
     tensors = load_file(model / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    assert "lack lm_head.weight, the head that predicts tokens" in told(resolve(str(model)).load_model)
+    assert "lack lm_head.weight, which would be made up at random" in told(resolve(str(model)).load_model)
     change(model, architectures=["LlamaModel"], tie_word_embeddings=False)
-    assert "an embedding or base model without a head that predicts tokens" in told(check_model, str(model))
+    check_model(str(model))
+    assert resolve(str(model)).load_model().get_output_embeddings() is None
 
 
 def test_an_adapter_is_no_model(tmp_path):

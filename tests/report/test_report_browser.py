@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from example_report import COLLAPSE, make_generation, make_repairs, make_run, make_tasks, renamed
+from example_report import COLLAPSE, make_generation, make_repairs, make_run, make_tasks, measure, renamed
 
 from depthcut.report import write_comparison, write_report
 from depthcut.types import Plan
@@ -341,3 +341,41 @@ def test_a_page_with_little_in_it_is_quiet_too(opened, tmp_path):
     assert page.locator("#steps").count() == 0
     assert page.get_by_role("gridcell").count() == 60
     assert json.loads(page.locator("#data").text_content())["plan"]["steps"] == []
+
+
+MEMORY = {1024: (0.5, 0.4), 8192: (1.5, 1.2), 32_768: (5.0, 3.8)}
+"""GiB of the dense and of the pruned model by context."""
+
+
+@pytest.fixture(scope="module")
+def report_of_memory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    run = make_run()
+    rows = [
+        measure("decoding_bytes", model, gib * 2**30, unit="bytes", data=f"{context} tokens of context")
+        for context, both in MEMORY.items()
+        for model, gib in zip(("dense", "pruned"), both, strict=True)
+    ]
+    write_report(path, replace(run, measurements=(*run.measurements, *rows)))
+    return path
+
+
+def test_memory_by_context_is_drawn_and_read_by_keys(opened, report_of_memory):
+    page = opened(report_of_memory)
+    readout = page.locator("#memory-readout")
+    assert readout.inner_text() == "32,768 tokens · pruned 3.8 GiB · −24.0 %"
+    lines = page.locator("#memory svg [aria-label=line] path")
+    assert lines.count() == 2
+    page.locator("#memory svg").focus()
+    page.keyboard.press("ArrowRight")
+    assert readout.inner_text() == "1,024 tokens · dense 512 MiB"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert readout.inner_text() == "8,192 tokens · pruned 1.2 GiB · −20.0 %"
+    table = page.get_by_role("region", name="Memory by context, table")
+    page.get_by_text("Memory by context as a table").click()
+    assert "32,768\t5,120.0\t3,891.2" in table.inner_text()
+
+
+def test_a_report_of_one_context_draws_no_memory(opened, report):
+    assert opened(report).locator("#memory").count() == 0

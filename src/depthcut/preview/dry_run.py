@@ -9,18 +9,15 @@ from depthcut.methods.problem import Problem
 from depthcut.model.flops import ModelWork, measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model
-from depthcut.model.wrappers import decoder_config
 from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
 from depthcut.preview.estimate import RunEstimate, estimate
 from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
+from depthcut.run.decoding import memories
 from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
-from depthcut.run.session import find_model, load, memory_of, pose_problem, prepare, settle_storage
+from depthcut.run.session import find_model, load, pose_problem, prepare, settle_storage
 from depthcut.types import Cost, InputError, Plan, Unit
-
-CONTEXTS = (1024, 8192, 32_768, 131_072)
-"""Tokens of one sequence at which a dry run tells what decoding takes."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +75,9 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
     removed = plan.removed if plan else None
     expected = estimate_source(recipe, source, problem, work, removed, on_accelerator=device.on_accelerator)
     decoding = {}
-    for context in _contexts(source):
-        memory = memory_of(source, problem.sizes, context)
+    for context, memory in memories(source, problem.sizes).items():
         decoding[context] = (memory.without(()), None if removed is None else memory.without(removed))
     return Preview(source, problem, plan, expected, device, num_devices, program, decoding)
-
-
-def _contexts(source: ModelSource) -> list[int]:
-    """Contexts that memory is told at: as long as the model's own, and shorter ones."""
-    longest = getattr(decoder_config(source.config), "max_position_embeddings", None) or CONTEXTS[-1]
-    return sorted({min(context, longest) for context in CONTEXTS})
 
 
 def estimate_source(

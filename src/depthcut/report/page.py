@@ -28,19 +28,28 @@ from depthcut.report.scores import nearest_windows, score_grids
 from depthcut.report.side_by_side import RunCurve, answers, check_runs, differing_texts, joined, run_curves
 from depthcut.report.table import before_after, columns, data_notes, dense_parameters
 from depthcut.report.tasks import TaskScore, is_task, retained_average, task_results, task_table
-from depthcut.results import Measurement, Repair
+from depthcut.results import DECODING_BYTES, Measurement, Repair
 from depthcut.types import Plan, Record, ScoreTable
 
 FIGURES = ("words", "charts", "curves", "tasks")
 """Scripts of every page, in order; those of one page follow."""
-RUN_FIGURES = (*FIGURES, "windows", "model", "map", "scores", "steps", "path", "angular", "training", "page")
+RUN_FIGURES = (*FIGURES, "windows", "model", "map", "scores", "steps", "path", "memory", "angular", "training", "page")
 RUNS_FIGURES = (*FIGURES, "runs")
+
+
+class DecodingMemory(Record):
+    """Bytes that weights and cache of both models take after so many tokens of one sequence."""
+
+    context: int
+    dense: float
+    pruned: float
 
 
 class PageData(Record):
     """What the figures of `report.html` draw: `<script type="application/json" id="data">`.
 
     Attributes:
+        memory: by context, the shortest first.
         collapse: the number of steps before the objective collapses, None where it does not.
         apply_command: makes the model of another number of steps; only `--steps` is left to add.
     """
@@ -50,6 +59,7 @@ class PageData(Record):
     measurements: tuple[Measurement, ...]
     repairs: tuple[Repair, ...]
     tasks: tuple[TaskScore, ...]
+    memory: tuple[DecodingMemory, ...]
     collapse: int | None
     apply_command: str
 
@@ -69,8 +79,9 @@ def write_report(path: Path, run: Run) -> None:
     """
     run.require_sizes()
     plan, measurements = run.plan, run.measurements
-    whole = dense_parameters(measurements)
-    of_the_model = [measurement for measurement in measurements if not is_task(measurement)]
+    whole, memory = dense_parameters(measurements), decoding_memory(measurements)
+    elsewhere = {DECODING_BYTES} if memory else set()  # what has a table of its own
+    of_the_model = [row for row in measurements if not is_task(row) and row.name not in elsewhere]
     rows, tasks = before_after(of_the_model), task_table(measurements)
     collapse = collapse_step(plan)
     data = PageData(
@@ -79,6 +90,7 @@ def write_report(path: Path, run: Run) -> None:
         measurements=tuple(measurements),
         repairs=tuple(run.repairs),
         tasks=tuple(task_results(measurements)),
+        memory=memory,
         collapse=collapse,
         apply_command=run.apply_command,
     )
@@ -97,6 +109,7 @@ def write_report(path: Path, run: Run) -> None:
         tasks=tasks,
         task_notes=data_notes(tasks.rows),
         has_task_figure=bool(data.tasks),
+        memory=memory,
         path=path_rows(plan, whole),
         collapse=collapse,
         shares_known=whole is not None,
@@ -152,6 +165,18 @@ def collapse_step(plan: Plan) -> int | None:
     ]
     found = find_collapse([share for share, _, _ in points], [objective for _, objective, _ in points])
     return None if found is None else points[found.place][2]
+
+
+def decoding_memory(measurements: Sequence[Measurement]) -> tuple[DecodingMemory, ...]:
+    """What decoding takes by context, where it is known of both models at several."""
+    known: dict[int, dict[str, float]] = {}
+    for row in measurements:
+        if row.name == DECODING_BYTES and (context := row.data.partition(" ")[0]).isdecimal():
+            known.setdefault(int(context), {})[row.model] = row.value
+    points = [(context, of) for context, of in sorted(known.items()) if {"dense", "pruned"} <= of.keys()]
+    if len(points) < 2:
+        return ()
+    return tuple(DecodingMemory(context=context, dense=of["dense"], pruned=of["pruned"]) for context, of in points)
 
 
 def json_for_script(record: Record) -> Markup:

@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from depthcut.results import Measurement
+from depthcut.results import DECODING_BYTES, Measurement
 
 Scale = Literal["number", "count", "bytes", "ratio"]
 
@@ -85,6 +85,7 @@ _QUANTITIES = {
     "prediction_layers": _Quantity("Layers that predict further tokens (MTP)"),
     "bytes_on_disk": _Quantity("Size on disk", "bytes"),
     "kv_bytes_per_token": _Quantity("KV cache per token", "bytes"),
+    DECODING_BYTES: _Quantity("Weights and cache while decoding", "bytes"),
     "perplexity": _Quantity("Perplexity", digits=4),
     "kl_to_dense": _Quantity("KL to dense, nats per token"),
     "logit_distance": _Quantity("Logits, mean squared difference to dense"),

@@ -12,8 +12,10 @@ from depthcut.evaluation.compare import compare
 from depthcut.evaluation.harness import model_digest
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
+from depthcut.model.units import sizes_from_config
 from depthcut.report import SEARCH
 from depthcut.results import GenerationSample, Measurement
+from depthcut.run.decoding import decoding_bytes
 from depthcut.run.session import Loaded
 from depthcut.types import Plan
 
@@ -21,7 +23,8 @@ from depthcut.types import Plan
 def measure(
     loaded: Loaded, plan: Plan, pruned: PreTrainedModel, beside: Mapping[str, PreTrainedModel]
 ) -> tuple[Measurement, ...]:
-    """Sizes, loss and speed of the dense model, of the pruned one and of the others, and the time of the search.
+    """Sizes, loss and speed of the dense model, of the pruned one and of the others, the memory of the first two while
+    they decode, and the time of the search.
 
     Args:
         beside: other models by name.
@@ -33,6 +36,8 @@ def measure(
     if is_paged and loaded.recipe.speed:
         print("speed is not measured: the weights are paged, so that it would be the disk's", file=sys.stderr)
     measurements = compare(loaded.stream, others, loaded.evaluation, speed=loaded.recipe.speed and not is_paged)
+    sizes = sizes_from_config(loaded.source.config, loaded.source.architecture, loaded.source.dtype)
+    measurements += decoding_bytes(loaded.source, sizes, plan.removed)
     if plan.cost.seconds:
         measurements += [Measurement(name="search_seconds", value=plan.cost.seconds, unit="s", model=SEARCH)]
     return about(loaded.source, measurements)

@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from transformers import PreTrainedModel
 
 from depthcut.calibration import Samples
+from depthcut.model.stream import DecoderStream
 from depthcut.model.watch import watch
 from depthcut.repairs import Damage
 
@@ -156,7 +157,10 @@ def follow_stream(damage: Damage, rows: torch.Tensor, folder: Path) -> DenseStre
     return DenseStream(samples, open_memmap(file, mode="r"))
 
 
-@torch.no_grad()
+LOG_P, INDEX = "teacher_log_p.npy", "teacher_index.npy"
+"""A dense model's answers in a folder; `docs/guide/teacher-answers.md` is the format."""
+
+
 def ask_teacher(damage: Damage, rows: torch.Tensor, top_k: int, folder: Path) -> Teacher:
     """Runs the dense model over the rows that are trained on, once, and keeps its answers in a folder.
 
@@ -165,29 +169,47 @@ def ask_teacher(damage: Damage, rows: torch.Tensor, top_k: int, folder: Path) ->
     Args:
         top_k: tokens that are kept; the whole vocabulary where it is smaller.
     """
-    dense, samples, rows = damage.dense, damage.text, torch.unique(rows)
-    vocabulary = dense.model.get_output_embeddings().weight.shape[0]
-    top_k = min(top_k, vocabulary)
-    rest = top_k < vocabulary
-    files = {name: folder / f"teacher_{name}.npy" for name in ("log_p", "index")}
+    rows = torch.unique(rows)
 
     def ask() -> None:
-        shape = tuple(samples.input_ids.shape)
-        log_p = open_memmap(files["log_p"], mode="w+", dtype=np.float32, shape=(*shape, top_k + rest))
-        index = open_memmap(files["index"], mode="w+", dtype=np.int32, shape=(*shape, top_k))
-        for chosen in torch.split(rows, damage.batch_size):
-            batch = dense.prepare(samples.input_ids[chosen], samples.attention_mask[chosen])
-            for positions, logits in dense.logits(batch, dense.run(batch)):
-                log_probabilities = logits.float().log_softmax(dim=-1)
-                likeliest = log_probabilities.topk(top_k, dim=-1).indices
-                log_p[chosen.numpy(), positions] = outcomes(log_probabilities, likeliest, rest).cpu().numpy()
-                index[chosen.numpy(), positions] = likeliest.cpu().numpy()
-            damage.advance(len(chosen))
-        log_p.flush()
-        index.flush()
+        write_answers(damage.dense, damage.text, rows, top_k, folder, damage.batch_size, damage.advance)
 
     _once(damage, folder / "teacher_finished", len(rows), ask)
-    return Teacher(samples, open_memmap(files["log_p"], mode="r"), open_memmap(files["index"], mode="r"), rest)
+    rest = top_k < damage.dense.output_width
+    return Teacher(damage.text, open_memmap(folder / LOG_P, mode="r"), open_memmap(folder / INDEX, mode="r"), rest)
+
+
+@torch.no_grad()
+def write_answers(
+    dense: DecoderStream,
+    samples: Samples,
+    rows: torch.Tensor,
+    top_k: int,
+    folder: Path,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes what a model answers to some rows of a text, as `LOG_P` and `INDEX`.
+
+    Args:
+        rows: that are filled in.
+        top_k: tokens that are kept; the whole vocabulary where it is smaller.
+        advance: called with the sequences that were done since the last call.
+    """
+    top_k, rest = min(top_k, dense.output_width), top_k < dense.output_width
+    shape = tuple(samples.input_ids.shape)
+    log_p = open_memmap(folder / LOG_P, mode="w+", dtype=np.float32, shape=(*shape, top_k + rest))
+    index = open_memmap(folder / INDEX, mode="w+", dtype=np.int32, shape=(*shape, top_k))
+    for chosen in torch.split(rows, batch_size):
+        batch = dense.prepare(samples.input_ids[chosen], samples.attention_mask[chosen])
+        for positions, logits in dense.logits(batch, dense.run(batch)):
+            log_probabilities = logits.float().log_softmax(dim=-1)
+            likeliest = log_probabilities.topk(top_k, dim=-1).indices
+            log_p[chosen.numpy(), positions] = outcomes(log_probabilities, likeliest, rest).cpu().numpy()
+            index[chosen.numpy(), positions] = likeliest.cpu().numpy()
+        advance(len(chosen))
+    log_p.flush()
+    index.flush()
 
 
 def _once(damage: Damage, finished: Path, num_sequences: int, ask: Callable[[], None]) -> None:

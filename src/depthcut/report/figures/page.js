@@ -52,6 +52,7 @@ function draw() {
   drawnWidth = contentWidth();
   drawMap(drawnWidth);
   drawRemoved();
+  drawMemory(drawnWidth);
   drawTraining(drawnWidth);
   drawTasks(drawnWidth, data.tasks, ["dense", "pruned"]);
 }

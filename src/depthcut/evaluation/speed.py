@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from depthcut.model.device import synchronize
+from depthcut.model.heads import head_of_model
 from depthcut.model.latency import cache_argument
 from depthcut.results import Measurement
 
@@ -139,9 +140,11 @@ def prompt_length(model: PreTrainedModel, input_ids: torch.Tensor, decode_tokens
 
 @torch.no_grad()
 def time_once(model: PreTrainedModel, input_ids: torch.Tensor, prompt_tokens: int, decode_tokens: int) -> Seconds:
-    """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed."""
+    """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed. What predicts
+    no tokens decodes none.
+    """
     input_ids = input_ids[:, :prompt_tokens].to(model.device)
-    if not decode_tokens:
+    if head_of_model(model) != "tokens":
         began = _now(model)
         model(input_ids=input_ids, use_cache=False)
         return Seconds(_now(model) - began, 0.0)

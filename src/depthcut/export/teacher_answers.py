@@ -10,11 +10,10 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.calibration import Samples, parse_source, sample_text
@@ -23,10 +22,10 @@ from depthcut.model.architectures import find_architecture
 from depthcut.model.stream import DecoderStream
 from depthcut.process.progress import progress
 from depthcut.repairs.training.goals import INDEX, LOG_P, write_answers
+from depthcut.repairs.training.schedule import Count
 
 TOKENS, DESCRIPTION = "tokens.npy", "answers.json"
 BATCH_SIZE = 4
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)

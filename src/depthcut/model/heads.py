@@ -53,7 +53,9 @@ def head_of_model(model: PreTrainedModel) -> HeadKind:
     """What a model ends in, whatever its configuration names."""
     if CLASSIFIER.search(type(model).__name__):
         return "classes"
-    return "embedding" if model.base_model is model else "tokens"
+    # Some models with a head name no base that they have.
+    has_none = model.base_model is model and model.get_output_embeddings() is None
+    return "embedding" if has_none else "tokens"
 
 
 def auto_class_of(head: HeadKind) -> Any:

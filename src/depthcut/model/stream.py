@@ -93,6 +93,7 @@ class DecoderStream:
         pager: what brings the weights into memory; None where they are there.
         head: what the model ends in.
         pooling: of an embedding model, how its output becomes one vector.
+        output_width: numbers that the output has at a position: the vocabulary, the classes, the width of an embedding.
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
@@ -102,12 +103,13 @@ class DecoderStream:
         self.units = architecture.units(len(self.blocks))
         self.unit_evaluations = 0
         self.head, self.pooling = head_of_model(model), pooling_of(model)
+        self.output_width = output_width(model, self.head)
         self.pager = pager_of(model)
         if self.pager is None:
             _keep_freed_memory()
         else:
             # What runs side by side goes through a block, and at last through the head, several times.
-            self.pager.make_hold(max(_bytes(part) for part in (*self.blocks, self._head())))
+            self.pager.make_hold(max(_bytes(part) for part in (*self.blocks, _head(model, self.blocks))))
         self._call = BlockCaller(architecture, self.blocks)
         self._rows_at_once: int | None = None
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -298,19 +300,6 @@ class DecoderStream:
             visit(unit, before, after)
         return torch.cat(outputs)
 
-    def _head(self) -> list[nn.Parameter]:
-        """Parameters of the final norm and the output head."""
-        read_by_token = self.model.get_input_embeddings().weight
-        head = self.model.get_output_embeddings()
-        before = set() if head is not None and head.weight is read_by_token else {id(read_by_token)}
-        before |= {id(parameter) for block in self.blocks for parameter in block.parameters()}
-        return [parameter for parameter in self.model.parameters() if id(parameter) not in before]
-
-    @property
-    def output_width(self) -> int:
-        """Numbers that the output has at a position: the vocabulary, the classes, or the width of an embedding."""
-        return output_width(self.model, self.head)
-
     def logits(self, batch: Batch, stream: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Final norm and vocabulary projection, a piece of the positions at a time; of other models what their head
         gives of the text that ends at each position, in one piece.
@@ -342,6 +331,14 @@ class DecoderStream:
                     **(selection if self._can_select_logits else {}),
                 )
             yield positions, output.logits
+
+
+def _head(model: PreTrainedModel, blocks: nn.ModuleList) -> list[nn.Parameter]:
+    """Parameters of the final norm and the output head."""
+    read_by_token, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    before = set() if head is not None and head.weight is read_by_token else {id(read_by_token)}
+    before |= {id(parameter) for block in blocks for parameter in block.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in before]
 
 
 def _entering(run: Pass, stream: torch.Tensor | None) -> torch.Tensor:

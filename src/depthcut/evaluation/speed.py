@@ -140,8 +140,9 @@ def prompt_length(model: PreTrainedModel, input_ids: torch.Tensor, decode_tokens
 
 @torch.no_grad()
 def time_once(model: PreTrainedModel, input_ids: torch.Tensor, prompt_tokens: int, decode_tokens: int) -> Seconds:
-    """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed. What predicts
-    no tokens decodes none.
+    """Reads the first tokens of a prompt, then decodes greedily. Only the last token's logits are computed.
+
+    What predicts no tokens decodes none.
     """
     input_ids = input_ids[:, :prompt_tokens].to(model.device)
     if head_of_model(model) != "tokens":

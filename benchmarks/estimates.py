@@ -45,6 +45,7 @@ def measure(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
         remove=options.remove,
         method=f"greedy,strategy={options.search}",
         repair="none",
+        calibration="stdlib",
         calibration_samples=options.samples,
         calibration_length=options.length,
         evaluation_samples=1,

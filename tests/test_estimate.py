@@ -58,6 +58,7 @@ def recipe(**changes):
         "unit": "sublayer",
         "remove": "3",
         "repair": "none",
+        "calibration": "stdlib",
         "calibration_samples": SAMPLES,
         "calibration_length": LENGTH,
         "evaluation_samples": 2,
@@ -253,3 +254,20 @@ class TestOutlook:
         told = capsys.readouterr().err
         assert told.startswith("this run takes about 7 min on this machine, 5 min of it to search;")
         assert told.count("\n") == 1
+
+
+def test_what_the_model_writes_is_a_stage_of_one_pass_over_its_share_of_the_longest_text():
+    model = tiny.model()
+    stream = DecoderStream(model, find_architecture(model.config))
+
+    def stages(**changes):
+        work = measure_work(model, stream.architecture)
+        of_run = estimate(recipe(**changes), posed(stream), work, ROOM, weight_bytes=1000).phases
+        return {phase.name: phase for phase in of_run}
+
+    assert "write" not in stages()
+    alone = stages(calibration="self")["write"]
+    assert alone.unit_evaluations == SAMPLES * len(stream.units) and alone.sweeps == LENGTH
+    assert alone.weights_read == 1000 * LENGTH
+    assert stages(calibration="self+stdlib")["write"].unit_evaluations == alone.unit_evaluations / 2
+    assert stages(calibration="self", repair="refit")["write"].unit_evaluations == 4 * alone.unit_evaluations

@@ -290,7 +290,7 @@ def test_a_latency_budget_is_met_by_what_was_measured(models, monkeypatch, metho
 def test_the_model_can_write_its_own_calibration_text(models, tmp_path):
     options = OPTIONS | {"calibration": "self"}
     first, second = (depthcut.prune(str(models["llama"]), output=tmp_path / name, **options) for name in ("one", "two"))
-    assert first.plan.calibration.source == "self" and "sampled by the model" in first.plan.calibration.detail
+    assert first.plan.calibration.source == "self" and "written by the model" in first.plan.calibration.detail
     assert first.plan.calibration == second.plan.calibration
     assert {unit.layer for unit in first.plan.steps[0].remove} == {IDENTITY}
     other = preview(models["llama"], calibration="self", seed=1)
@@ -355,7 +355,7 @@ def test_a_search_is_followed_by_refit_and_a_ranking_by_nothing(models):
 
 
 def test_what_measures_is_never_what_a_repair_saw(models):
-    recipe = Recipe.build(model=str(models["llama"]), **REPAIRED)
+    recipe = Recipe.build(model=str(models["llama"]), calibration="stdlib", **REPAIRED)
     session = prepare(recipe, find_model(recipe))
     fitted_to = session.texts["repair"]
     assert not fitted_to.document_digests & session.texts["evaluation"].document_digests

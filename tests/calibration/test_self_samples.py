@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from depthcut.calibration import sample_self
+from depthcut.calibration import sample_self, self_samples
 from depthcut.types import InputError
 
 EOS = 0
@@ -38,6 +38,56 @@ def test_samples_open_with_bos_and_have_their_full_length(bos_tokenizer: PreTrai
     assert (made.description.source, made.description.seed) == ("self", 0)
 
 
+def test_sequences_open_by_turns_with_bos_a_word_and_the_chat_template(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    chatty = PreTrainedTokenizerFast(
+        tokenizer_object=bos_tokenizer.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{% for message in messages %}Sentence of {{ message.role }}: {{ message.content }}{% endfor %}",
+    )
+    model = tiny(vocab_size=400)
+    rows = sample_self(model, chatty, num_samples=9, length=12, seed=0).input_ids.tolist()
+    before = chatty("Sentence of user: ", add_special_tokens=False)["input_ids"]
+    assert [row[: len(before)] for row in rows[2::3]] == [before] * 3
+    assert [row[0] for row in rows[:2]] == [1, 1]
+    drawn = [chatty.decode(row[1]) for row in rows[1::3]]
+    assert all(word.isalpha() and word[0].isupper() for word in drawn)
+    plain = sample_self(model, bos_tokenizer, num_samples=9, length=12, seed=0).input_ids.tolist()
+    assert [chatty.decode(row[1]) for row in plain[1:2]] == drawn[:1]
+    chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
+    assert sample_self(model, chatty, num_samples=9, length=12, seed=0).input_ids.tolist() == plain
+
+
+def test_fewer_samples_are_the_first_of_more(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    more, fewer = (
+        sample_self(tiny(), bos_tokenizer, num_samples=count, length=9, seed=2).input_ids for count in (70, 5)
+    )
+    assert torch.equal(more[:5], fewer)
+
+
+def test_what_stands_for_no_text_is_not_written(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    padding = PreTrainedTokenizerFast(
+        tokenizer_object=bos_tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="a"
+    )
+    wide = tiny(vocab_size=len(padding) + 400)
+    ids = sample_self(wide, padding, num_samples=64, length=30, seed=0).input_ids
+    assert int(ids.max()) < len(padding) and not (ids == padding.pad_token_id).any()
+
+
+def test_batches_that_were_kept_are_not_written_again(
+    bos_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_samples, "BATCH_SIZE", 4)
+    asked = {"num_samples": 11, "length": 6, "seed": 3}
+    kept: list[torch.Tensor] = []
+    tokens: list[int] = []
+    whole = sample_self(tiny(), bos_tokenizer, **asked, keep=kept.append, advance=tokens.append)
+    assert [len(batch) for batch in kept] == [4, 4, 3] and sum(tokens) == 11 * 5
+    later: list[torch.Tensor] = []
+    resumed = sample_self(tiny(), bos_tokenizer, **asked, known=kept[:2], keep=later.append)
+    assert torch.equal(resumed.input_ids, whole.input_ids) and len(later) == 1
+
+
 def test_sequences_go_on_after_eos_with_other_tokens(bos_tokenizer: PreTrainedTokenizerFast) -> None:
     ids = sample_self(tiny(), bos_tokenizer, num_samples=8, length=60, seed=0).input_ids
     assert all((row[:-10] == EOS).any() for row in ids)
@@ -64,12 +114,14 @@ def test_samples_follow_the_models_distribution_not_its_generation_settings(
 def test_cached_sampling_is_sampling_from_the_whole_sequence(bos_tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny(initializer_range=1.0)
     made = sample_self(model, bos_tokenizer, num_samples=3, length=12, seed=5)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        ids = torch.ones(3, 1, dtype=torch.int64)
-        for _ in range(11):
-            chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
-            ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+    ids = torch.ones(3, 1, dtype=torch.int64)
+    temperatures = torch.tensor([[1.0], [0.8], [1.0]])
+    draws = torch.stack([torch.rand(12, generator=torch.Generator().manual_seed(5_000_015 + row)) for row in range(3)])
+    with torch.no_grad():
+        for at in range(1, 12):
+            chances = model(ids, use_cache=False).logits[:, -1].div(temperatures).softmax(-1)
+            drawn = torch.searchsorted(chances.cumsum(-1), draws[:, at, None].contiguous())
+            ids = torch.cat([ids, drawn], dim=1)
     assert made.input_ids.tolist() == ids.tolist()
 
 
@@ -91,17 +143,15 @@ def test_settings_come_back_after_a_failure(
     bos_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny()
-    settings, before = model.generation_config, torch.get_rng_state()
+    settings = model.generation_config
 
     def fail(*_: Any, **__: Any) -> None:
-        torch.rand(1)
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(model, "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         sample_self(model, bos_tokenizer, num_samples=1, length=5, seed=0)
     assert model.generation_config is settings
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_bos_in_the_tokenizer_the_models_is_used_then_eos(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -79,7 +79,6 @@ def test_more_parts_than_a_file_name_has_room_for() -> None:
         ("x" * 300, "unknown text"),
         ("stdlib+", "nothing stands before or after a `\\+`"),
         ("stdlib+stdlib", "names 'stdlib' twice"),
-        ("self+stdlib", "joins the model's own samples with other text"),
         ("self,order=first", "the text self takes no settings; leave order out"),
         ("stdlib,column=text", "unknown setting of stdlib 'column'; known: order"),
         ("c4,colum=text", "did you mean column"),
@@ -104,3 +103,11 @@ def test_directories_and_other_kinds_of_file_are_refused(tmp_path: Path) -> None
     table.write_text("text\nwords\n")
     with pytest.raises(InputError, match=r"of a kind that is not read as text: give .txt"):
         parse_source(str(table))
+
+
+def test_a_model_writes_its_share_of_a_mixture():
+    source = parse_source("self+stdlib+c4,split=validation")
+    assert source.has_self and [source.num_written(count) for count in (1, 3, 8)] == [1, 1, 3]
+    assert [part.name for part in source.read.parts] == ["stdlib", "c4"]
+    assert parse_source("self").read is None and parse_source("self").num_written(7) == 7
+    assert parse_source("stdlib").num_written(7) == 0 and parse_source("stdlib").read == parse_source("stdlib")

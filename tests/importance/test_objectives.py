@@ -79,4 +79,4 @@ def test_a_question_is_better_the_likelier_its_right_answer(name):
     ahead, behind = (float(objective.of_question(torch.tensor([2.0, nll, 3.0]).double(), right)) for nll in (1.0, 4.0))
     assert ahead < behind
     recipe = Recipe.build(model="x", remove="2", objective=name)
-    assert recipe.asks_questions and recipe.repair_source == "stdlib"
+    assert recipe.asks_questions and recipe.repair_source == "auto"

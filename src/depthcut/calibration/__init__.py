@@ -2,7 +2,7 @@
 
 from depthcut.calibration.documents import check_source
 from depthcut.calibration.multiple_choice import check_questions, sample_questions
-from depthcut.calibration.packing import sample_text
+from depthcut.calibration.packing import join, sample_text
 from depthcut.calibration.samples import Choices, Samples, require_disjoint
 from depthcut.calibration.self_samples import sample_self
 from depthcut.calibration.source import BUILT_IN, Purpose, TextPart, TextSource, parse_source, text_settings
@@ -16,6 +16,7 @@ __all__ = [
     "TextSource",
     "check_questions",
     "check_source",
+    "join",
     "parse_source",
     "require_disjoint",
     "sample_questions",

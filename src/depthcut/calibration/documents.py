@@ -39,7 +39,7 @@ def check_source(source: TextSource, purpose: Purpose = "calibration") -> None:
         InputError: a text is missing, unreadable, empty or not text, or has no such split or column; or evaluation is
             to use text that the model writes.
     """
-    if source.is_self and purpose == "evaluation":
+    if source.has_self and purpose == "evaluation":
         raise InputError("`self` is text that the model writes and says little about it: name another evaluation text")
     for part in source.parts:
         if part.kind == "self":

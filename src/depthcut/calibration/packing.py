@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -84,7 +84,7 @@ def sample_text(
     Raises:
         InputError: there is too little text, or a text cannot be read.
     """
-    if source.is_self:
+    if source.has_self:
         raise InputError(
             "`self` is text that the model writes: for calibration call sample_self, for evaluation name another text"
         )
@@ -102,7 +102,7 @@ def sample_text(
     taken, given = _share_out(source.parts, num_samples, payload, take)
     _require_enough(taken, given, num_samples, length, payload)
 
-    rows = _mixed([_rows(text, count, payload) for text, count in zip(taken, given, strict=True)])
+    rows = mixed([_rows(text, count, payload) for text, count in zip(taken, given, strict=True)])
     input_ids = torch.cat([torch.tensor(opening, dtype=torch.int64).expand(num_samples, -1), rows], dim=1)
     return Samples.packed(
         input_ids,
@@ -214,10 +214,25 @@ def _rows(taken: Taken, num_samples: int, payload: int) -> Tensor:
     return torch.tensor(taken.ids[: num_samples * payload], dtype=torch.int64).view(num_samples, payload)
 
 
-def _mixed(parts: list[Tensor]) -> Tensor:
-    """Spreads the rows of every part evenly over the whole, in their order."""
+def mixed(parts: Sequence[Tensor]) -> Tensor:
+    """Spreads the rows of every part evenly over the whole, in their order: (all rows, length)."""
     places = [((row + 0.5) / len(rows), part, row) for part, rows in enumerate(parts) for row in range(len(rows))]
     return torch.stack([parts[part][row] for _, part, row in sorted(places)])
+
+
+def join(source: str, parts: Sequence[Samples]) -> Samples:
+    """Samples of several origins as one, spread evenly over the whole.
+
+    Args:
+        source: what names all of them.
+    """
+    return Samples.packed(
+        mixed([samples.input_ids for samples in parts]),
+        source=source,
+        detail="; ".join(samples.description.detail for samples in parts),
+        seed=parts[0].description.seed,
+        digests=frozenset().union(*(samples.document_digests for samples in parts)),
+    )
 
 
 def _require_enough(taken: list[Taken], given: list[int], num_samples: int, length: int, payload: int) -> None:

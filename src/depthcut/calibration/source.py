@@ -92,16 +92,26 @@ class TextSource:
     parts: tuple[TextPart, ...]
 
     @property
-    def is_self(self) -> bool:
-        """Whether the model itself has to write the text: use `sample_self`."""
-        return self.parts[0].kind == "self"
+    def has_self(self) -> bool:
+        """Whether the model itself has to write the text or a part of it: use `sample_self`."""
+        return any(part.kind == "self" for part in self.parts)
+
+    @property
+    def read(self) -> TextSource | None:
+        """The parts that are read; None where the model writes all of it."""
+        parts = tuple(part for part in self.parts if part.kind != "self")
+        return TextSource("+".join(part.name for part in parts), parts) if parts else None
+
+    def num_written(self, num_samples: int) -> int:
+        """How many of so many samples the model writes: its share."""
+        return -(-num_samples // len(self.parts)) if self.has_self else 0
 
 
 BUILT_IN = {
     part.name: part
     for part in (
         TextPart("stdlib", "stdlib", summary="Python's reference, which every Python carries; English, no download"),
-        TextPart("self", "self", summary="sequences that the model samples from its own BOS token; no data at all"),
+        TextPart("self", "self", summary="sequences that the model writes itself, of several kinds; no data at all"),
         TextPart(
             "wikitext",
             "hub",
@@ -137,8 +147,6 @@ def parse_source(text: str) -> TextSource:
     for i, part in enumerate(parts):
         if part in parts[:i]:
             raise InputError(f"{text!r} names {part.name!r} twice: name every text once")
-    if len(parts) > 1 and any(part.kind == "self" for part in parts):
-        raise InputError(f"{text!r} joins the model's own samples with other text: name `self` alone, or leave it out")
     return TextSource(text, parts)
 
 

@@ -43,6 +43,15 @@ ShardOption = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes",
+        metavar="N",
+        help="Choose samples, lengths and repairs so that the run takes about so long here; what is given stays.",
+        rich_help_panel=RUN,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -13,6 +13,7 @@ from depthcut.commands.options import (
     Devices,
     DryRun,
     Given,
+    Minutes,
     Output,
     Overwrite,
     PushToHub,
@@ -22,6 +23,7 @@ from depthcut.commands.options import (
 )
 from depthcut.commands.terminal import (
     command_line,
+    duration_text,
     print_outlook,
     print_preview,
     print_result,
@@ -43,12 +45,14 @@ RecipeName = Annotated[
 
 @takes(*PANELS)
 def prune(
+    context: typer.Context,
     options: Given,
     output_dir: Output,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     resume: Resume = False,
     shard: ShardOption = None,
+    minutes: Minutes = None,
     dry_run: DryRun = False,
     device_profile: DeviceProfileOption = None,
     devices: Devices = None,
@@ -60,7 +64,10 @@ def prune(
     """
     from depthcut.run.recipe import Recipe
 
-    recipe = Recipe.build(**options)
+    # What is not given is for the effort to choose.
+    sources = {name: context.get_parameter_source(name) for name in options}
+    options = {name: options[name] for name, source in sources.items() if source is None or source.name != "DEFAULT"}
+    recipe = Recipe.build(**options) if minutes is None else _within(options, minutes, output_dir)
     if dry_run or device_profile is not None or devices is not None:
         _preview(recipe, output_dir, overwrite, resume, dry_run, device_profile, devices)
         return
@@ -104,6 +111,19 @@ def run(
     _run(loaded, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
 
 
+def _within(options: Given, minutes: float, output: Path) -> Recipe:
+    """What can be done in some minutes; says what was chosen."""
+    from depthcut.preview.minutes import recipe_within
+    from depthcut.run.effort import RUNGS
+
+    recipe, seconds = recipe_within(options, minutes, output)
+    chosen = [name for name in dict.fromkeys(name for rung in RUNGS for name in rung) if name not in options]
+    words = [f"{name.replace('_', '-')} {getattr(recipe, name)}" for name in chosen if getattr(recipe, name)]
+    taking = "" if seconds is None else f", about {duration_text(seconds)}"
+    print(f"for {minutes:g} minutes: {', '.join(words)}{taking}", file=sys.stderr)
+    return recipe
+
+
 def _preview(
     recipe: Recipe,
     output: Path,
@@ -141,7 +161,7 @@ def _run(
         overwrite=overwrite,
         resume=resume,
         command=command_line(),
-        foretell=lambda source, problem: print_outlook(outlook(recipe, source, problem)),
+        foretell=lambda recipe, source, problem: print_outlook(outlook(recipe, source, problem)),
     )
     if result.output is None:
         return

@@ -10,13 +10,13 @@ import typer
 from depthcut.commands.options import Given, Output, Overwrite, PushToHub, Resume, takes
 from depthcut.commands.terminal import command_line, print_plan, print_result
 from depthcut.commands.upload import require_token, upload
-from depthcut.run.options import CALIBRATION, EVALUATION, MODEL, OF_APPLY, REMOVAL, REPAIR, RUN
+from depthcut.run.options import AUTO, CALIBRATION, EVALUATION, MODEL, OF_APPLY, REMOVAL, REPAIR, RUN
 from depthcut.types import Plan
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that prune, apply or remove wrote.")]
 
 
-@takes(MODEL, REMOVAL, CALIBRATION, RUN, without=("save_dtype",))
+@takes(MODEL, REMOVAL, CALIBRATION, RUN, without=("save_dtype", "effort"))
 def search(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
     """Find what can go, and write plan.json for apply; no model is written."""
     from depthcut.run.recipe import Recipe
@@ -62,8 +62,8 @@ def remove(
     "dtype",
     "save_dtype",
     "device",
-    without=("compare",),
-    defaults={"repair": "refit", "repair_text": "stdlib", "repair_samples": 64},
+    without=("compare", "effort"),
+    defaults={"repair": "refit", "repair_text": AUTO, "repair_samples": 64},
 )
 def repair(
     options: Given,

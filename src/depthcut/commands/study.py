@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-OF_NO_STUDY = ("save_dtype", "compare", "speed", "generation", "repair")
+OF_NO_STUDY = ("save_dtype", "compare", "speed", "generation", "repair", "effort")
 """Options of a run under the headings that studies take, which none of them does, or takes in a way of its own."""
 
 

@@ -187,14 +187,19 @@ def print_result(result: Result, output: Path) -> None:
     """What a run found and made, and where it lies."""
     from depthcut.model.heads import head_of_model
     from depthcut.model.paging import pager_of
+    from depthcut.report.answer import kind_note
 
     print_plan(result.plan)
     print_measurements(result.measurements)
     for repair in result.repairs:
         outcome = "" if repair.kept else "; it did not help and was undone"
         print(
-            f"{repair.method}: {repair.objective} {repair.before:.3f} -> {repair.after:.3f} on held-out text{outcome}"
+            f"{repair.method}: {repair.objective} {repair.before:.3f} -> {repair.after:.3f} on held-out text of the "
+            f"kind repaired on ({repair.held_out.source}){outcome}"
         )
+    measured = next((found.data for found in result.measurements if found.name == "perplexity"), "")
+    if note := kind_note(result.plan, result.repairs, measured):
+        print(f"measured on {measured.partition(' (')[0]}, {note}")
     paged = pager_of(result.model) is not None
     equal = "tensors equal bit for bit, logits to rounding" if paged else "logits equal bit for bit"
     decoded = ", greedy tokens equal with and without cache" if head_of_model(result.model) == "tokens" else ""

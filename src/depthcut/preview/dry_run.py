@@ -17,6 +17,7 @@ from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, pose_problem, prepare, settle_storage
+from depthcut.run.texts import settle_texts
 from depthcut.types import Cost, InputError, Plan, Unit
 
 
@@ -59,6 +60,7 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
         raise InputError(f"{num_devices} devices cannot run anything; give --devices 1 or more")
     recipe, source = settle_storage(recipe, find_model(recipe, needs_weights=False))
     recipe = settle_objective(recipe, source)
+    recipe = settle_texts(recipe, source)
     problem = pose_problem(recipe, source)
     search = recipe.build_search()
     measured = problem.budget.kind == "increase" or problem.budget.is_timed

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from depthcut.ablation.memory import EXCERPTS_SHARE_OF_BUDGET, FLOAT_BYTES, Kept, kept_of
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE
 from depthcut.ablation.prefix_cache import units_per_position
+from depthcut.calibration.self_samples import BATCH_SIZE
 from depthcut.importance import passes_of
 from depthcut.methods.greedy import Greedy
 from depthcut.methods.problem import Problem
@@ -25,14 +26,20 @@ from depthcut.model.stream import LOGIT_BYTES
 from depthcut.preview.device_profiles import DeviceProfile
 from depthcut.process.memory import Room
 from depthcut.repairs.moments import Moments
+from depthcut.repairs.seam import CHECKS, MOST_JUDGING, Seam
 from depthcut.run.plan import HELD_OUT_SHARE, search_batch_size
 from depthcut.run.recipe import Recipe
+from depthcut.run.texts import USES, num_written
 from depthcut.types import Cost, Unit
 
 REFIT_PASSES = 3.0
 """Forward passes of both models over its text that a repair in closed form takes."""
 TRAINING_PASSES = 3.0
 """Forward passes that a step forward and back costs."""
+SLOWER_BY_TOKENS = 1.5
+"""How much longer the same arithmetic takes where a few sequences get a token at a time, as measured on SmolLM2."""
+SEAMS_A_STEP = 0.4
+"""Removed runs for each step of a search, as measured on SmolLM2: neighbours go together."""
 HOUR = 3600.0
 
 
@@ -123,7 +130,7 @@ def estimate(
         gguf_bytes: of the file, where the weights have to be dequantised.
     """
     run = _Run(recipe, problem, work, room, weight_bytes)
-    phases = [run.load(gguf_bytes), run.score()]
+    phases = [run.load(gguf_bytes), *run.write(), run.score()]
     search = recipe.build_search()
     if search.needs == "objective" or problem.budget.kind == "increase":
         phases.append(run.search(search.estimate(problem, recipe.calibration_samples)))
@@ -145,6 +152,25 @@ class _Run:
         """Weights in safetensors are mapped; those of a GGUF are read whole, and each is there twice in float32."""
         largest = self._hidden * max(self.work.vocabulary, self.work.widest)
         return Phase("load", sweeps=1, host_bytes=gguf_bytes + 2 * FLOAT_BYTES * largest if gguf_bytes else 0)
+
+    def write(self) -> list[Phase]:
+        """What the model writes itself, a token of every sequence at a time."""
+        sequences = max(
+            (num_written(self.recipe, use) for use in USES if use != "repair" or self.recipe.repairs), default=0
+        )
+        if not sequences:
+            return []
+        cache = self.work.hidden_size * self.num_units * self.itemsize * min(sequences, BATCH_SIZE) * self.length
+        phase = self._passes("write", 1.0, 1.0, sequences, self.length, cache, BATCH_SIZE)
+        batches = -(-sequences // BATCH_SIZE)
+        return [
+            replace(
+                phase,
+                flops=SLOWER_BY_TOKENS * phase.flops,
+                sweeps=batches * self.length,
+                weights_read=batches * self.length * self.weight_bytes,
+            )
+        ]
 
     def score(self) -> Phase:
         """One pass without the vocabulary projection; streams are measured in float32, four of them at a time.
@@ -195,7 +221,14 @@ class _Run:
         sequences, length = self.recipe.num_repair_samples, self.length
         passes, projections, moments = 0.0, 0.0, 0.0
         for _, method in self.recipe.repairs:
-            if method.num_sequences:
+            if isinstance(method, Seam):
+                # The streams are brought from seam to seam; a check runs the whole model on a few sequences.
+                seams = max(1.0, SEAMS_A_STEP * self.problem.likely_steps)
+                trained = seams * method.num_sequences * (method.before + method.behind) / self.num_units
+                checked = seams * CHECKS * min(MOST_JUDGING, sequences // 8)
+                passes += 3 + (TRAINING_PASSES * trained + checked) / sequences
+                projections += checked / sequences
+            elif method.num_sequences:
                 steps = method.num_sequences / sequences
                 passes += TRAINING_PASSES * steps
                 projections += TRAINING_PASSES * steps

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from depthcut.report.removal import removed_list
 from depthcut.report.table import DENSE, UNKNOWN, Row
+from depthcut.results import Repair
 from depthcut.types import Plan
 
 HEAD_DISTANCES = {
@@ -26,16 +27,17 @@ class KeyNumber:
     notes: tuple[str, ...]
 
 
-def answer(plan: Plan, rows: Sequence[Row], retained: str = "") -> list[KeyNumber]:
+def answer(plan: Plan, rows: Sequence[Row], retained: str = "", repairs: Sequence[Repair] = ()) -> list[KeyNumber]:
     """The page's first numbers: how much smaller, at what cost, how much faster.
 
     Args:
         retained: the share of the tasks' scores that is left; empty where that was not measured.
+        repairs: of the model, which say what text it was fitted to.
     """
     by_name = {row.name: row for row in reversed(rows)}  # of several data sets the first one answers
     figures = [
         _figure("Removed", by_name.get("parameters"), "parameters", "", [removed_list(plan)]),
-        _cost_figure(by_name, retained),
+        _cost_figure(by_name, retained, plan, repairs),
         _speed_figure(by_name),
     ]
     return [figure for figure in figures if figure is not None]
@@ -49,7 +51,7 @@ def _figure(term: str, row: Row | None, meaning: str, measure: str, notes: Seque
     return KeyNumber(term, row.change, meaning, (f"{row.dense} → {row.pruned}{measure}", *notes))
 
 
-def _cost_figure(by_name: Mapping[str, Row], retained: str) -> KeyNumber | None:
+def _cost_figure(by_name: Mapping[str, Row], retained: str, plan: Plan, repairs: Sequence[Repair]) -> KeyNumber | None:
     """Perplexity; of a model that predicts no tokens, how far what it gives is from the dense model's."""
     for name, meaning in HEAD_DISTANCES.items():
         if distance := _pruned_text(by_name, name):
@@ -57,17 +59,44 @@ def _cost_figure(by_name: Mapping[str, Row], retained: str) -> KeyNumber | None:
             text = row.data.partition(" (")[0]
             others = [f"{model}: {text}" for model, text in row.values.items() if model not in (DENSE, "pruned")]
             return KeyNumber("Cost", distance, meaning, (*([f"on {text}"] if text else []), *others))
-    return _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name, retained))
+    return _figure("Cost", by_name.get("perplexity"), "perplexity", "", _cost_notes(by_name, retained, plan, repairs))
 
 
-def _cost_notes(by_name: Mapping[str, Row], retained: str) -> list[str]:
+def kind_note(plan: Plan, repairs: Sequence[Repair], data: str) -> str:
+    """Whether text that measured is of a kind that something was fitted to; empty where that is not known.
+
+    Args:
+        data: of the measurement, which begins with the SOURCE.
+    """
+    described = [plan.calibration, *(repair.text for repair in repairs if repair.kept)]
+    fitted = {kind for text in described if text is not None for kind in _kinds(text.source)}
+    measured = _kinds(data.partition(" (")[0])
+    if not fitted or not measured:
+        return ""
+    names = " and ".join(sorted(fitted))
+    if measured & fitted:
+        return f"a kind of text that was fitted to ({names}); other kinds lose more"
+    return f"a kind of text that nothing was fitted to ({names} was)"
+
+
+def _kinds(source: str) -> set[str]:
+    """The names in a SOURCE, without their settings."""
+    return {part.partition(",")[0].strip() for part in source.split("+")} - {""}
+
+
+def _cost_notes(by_name: Mapping[str, Row], retained: str, plan: Plan, repairs: Sequence[Repair]) -> list[str]:
     perplexity, divergence = by_name.get("perplexity"), _pruned_text(by_name, "kl_to_dense")
     notes: list[str] = []
     if perplexity is not None:
         text = perplexity.data.partition(" (")[0]  # the name of the text; its details are a note of the table
-        notes += [f"on {text}"] if text else []
+        kind = kind_note(plan, repairs, perplexity.data)
+        notes += [f"on {text}{', ' if kind else ''}{kind}"] if text else []
         notes += [f"{model}: {text}" for model, text in perplexity.values.items() if model not in (DENSE, "pruned")]
     notes += [f"KL to dense {divergence} nats per token"] if divergence else []
+    kept = [repair for repair in repairs if repair.kept and repair.objective == "kl"]
+    if kept:
+        was = f"{kept[0].before:.3f} → {kept[-1].after:.3f}"
+        notes.append(f"KL on {kept[-1].held_out.source}, the kind repaired on, by repair {was}")
     notes += [f"{retained} of the tasks' accuracy retained"] if retained else []
     return notes
 

@@ -101,7 +101,7 @@ def write_report(path: Path, run: Run) -> None:
         RUN_FIGURES,
         plan=plan,
         headline=headline(plan),
-        figures=answer(plan, rows, retained_average(measurements)),
+        figures=answer(plan, rows, retained_average(measurements), run.repairs),
         command=run.command,
         heads=columns(of_the_model),
         rows=rows,

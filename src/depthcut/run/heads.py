@@ -10,6 +10,7 @@ from depthcut.methods.problem import SEARCHES
 from depthcut.model.heads import GIVES, head_of
 from depthcut.model.load import ModelSource
 from depthcut.registry import split_settings
+from depthcut.run.options import AUTO
 from depthcut.run.recipe import Recipe
 from depthcut.types import InputError
 
@@ -40,7 +41,7 @@ def settle_objective(recipe: Recipe, source: ModelSource) -> Recipe:
 
 def _check_uses(recipe: Recipe, source: ModelSource) -> None:
     what = f"this model {GIVES[head_of(source.config)]}"
-    if any(parse_source(text).is_self for text in (recipe.calibration, recipe.repair_source)):
+    if any(text != AUTO and parse_source(text).has_self for text in (recipe.calibration, recipe.repair_source)):
         raise InputError(f"{what}, and so writes no text; name a SOURCE other than self")
     if recipe.tasks or recipe.generation:
         raise InputError(f"{what}, and tasks and generation ask for the next token; leave them out")

@@ -13,9 +13,12 @@ from pydantic.fields import FieldInfo
 
 from depthcut.types import Record, UnitChoice
 
+AUTO = "auto"
+
 OF_APPLY = {"repair": "none"}
 """Defaults where what goes is given and not searched for."""
 
+Effort = Literal["quick", "normal", "high", "max"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 MODEL, REMOVAL, CALIBRATION, REPAIR, EVALUATION, TASKS, FORMS, RUN = PANELS = (
@@ -97,7 +100,12 @@ class Options(Record):
         REMOVAL, None, "Remove all that costs at most this on held-out calibration text: kl=0.1, loss=0.05."
     )
     protect: tuple[str, ...] = option(REMOVAL, (), "Blocks or sublayers that stay: 0,1,29 or 17.attn.")
-    calibration: str = option(CALIBRATION, "stdlib", "SOURCE of the text that decides.")
+    calibration: str = option(
+        CALIBRATION,
+        AUTO,
+        "SOURCE of the text that decides; auto is text that the model writes, or stdlib for a single pass and where "
+        "weights come from their files.",
+    )
     calibration_samples: int = option(CALIBRATION, 16, "Sequences of calibration text.", ge=1)
     calibration_length: int = option(CALIBRATION, 512, "Tokens a sequence.", ge=2)
     evaluation: str = option(EVALUATION, "stdlib", "SOURCE of the text that measures; never the same documents.")
@@ -138,6 +146,11 @@ class Options(Record):
         None,
         "Its sequences, one in sixteen of which judges; by default four times the calibration's.",
         ge=4,
+    )
+    effort: Effort | None = option(
+        RUN,
+        None,
+        "Samples, lengths and repairs in one word, but for those that are given; by default normal.",
     )
     batch_size: int = option(
         RUN,

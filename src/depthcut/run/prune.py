@@ -21,6 +21,7 @@ from depthcut.run.recipe import Recipe
 from depthcut.run.repair import check_division, repair
 from depthcut.run.result import Result
 from depthcut.run.session import PROBE_TOKENS, Loaded, find_model, load, pose_problem, prepare, settle_storage
+from depthcut.run.texts import settle_texts
 from depthcut.run.write import (
     bytes_on_disk,
     left_out,
@@ -41,14 +42,15 @@ def prune_model(
     overwrite: bool = False,
     resume: bool = False,
     command: str = "",
-    foretell: Callable[[ModelSource, Problem], None] = lambda *_: None,
+    foretell: Callable[[Recipe, ModelSource, Problem], None] = lambda *_: None,
 ) -> Result:
     """Runs one recipe from the model to the written and verified directory.
 
     Args:
         output: directory to write; nothing is written where left out.
         command: what to show as the command that reproduces the result.
-        foretell: called once all is checked, before weights load; not where several processes share the work.
+        foretell: called with the recipe as it is run, once all is checked and before weights load; not where several
+            processes share the work.
 
     Returns:
         The result; of several ranks the first one's is whole, and the others have the plan without measurements, and
@@ -67,15 +69,16 @@ def prune_model(
             check_output(output, overwrite=overwrite, resume=resume)
         recipe, source = settle_storage(recipe, find_model(recipe))
         recipe = settle_objective(recipe, source)
+        recipe = settle_texts(recipe, source)
         problem = pose_problem(recipe, source)
         if output is not None:
             require_other_folder(output, source)
         prepared = prepare(recipe, source)
         if ranks.count == 1:
-            foretell(source, problem)
+            foretell(recipe, source, problem)
 
         def run(folder: Path | None) -> Result:
-            loaded = load(prepared, ranks)
+            loaded = load(prepared, ranks, folder)
             scores, plan = find_plan(loaded, problem, folder, ranks)
             _tell_shares(loaded, ranks)
             rivals = find_rivals(loaded, problem, plan, scores) if ranks.is_first else {}

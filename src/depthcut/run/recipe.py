@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Self
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from depthcut.ablation.objectives import OBJECTIVES, asks_questions
 from depthcut.calibration import BUILT_IN, Purpose, check_questions, check_source, parse_source, text_settings
@@ -19,7 +19,8 @@ from depthcut.methods.budget import Budget, parse_bytes
 from depthcut.methods.problem import SEARCHES, Search
 from depthcut.registry import Registry, split_settings
 from depthcut.repairs import REPAIRS, RepairMethod, parse_repairs
-from depthcut.run.options import Options
+from depthcut.run.effort import with_effort
+from depthcut.run.options import AUTO, Options
 from depthcut.types import InputError, first_problem
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -40,6 +41,11 @@ PASSES_AT_MOST = 8
 
 class Recipe(Options):
     """A run of `depthcut prune`: the command line's options under the same names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_effort(cls, given: Any) -> Any:
+        return with_effort(given) if isinstance(given, dict) else given
 
     @classmethod
     def build(cls, **options: object) -> Self:
@@ -137,7 +143,7 @@ class Recipe(Options):
     @property
     def repair_source(self) -> str:
         """SOURCE of the text that repairs are fitted to; questions and their answers are no text to fit to."""
-        return self.repair_text or ("stdlib" if self.asks_questions else self.calibration)
+        return self.repair_text or (AUTO if self.asks_questions else self.calibration)
 
     @property
     def num_repair_samples(self) -> int:
@@ -203,7 +209,7 @@ class Recipe(Options):
             if SEARCHES.parse(rival)[1].needs == "objective":
                 raise InputError(f"cannot compare with {rival!r}, which needs a search; compare takes one-pass methods")
         if self.asks_questions:
-            check_questions(parse_source(self.calibration))
+            check_questions(parse_source("stdlib" if self.calibration == AUTO else self.calibration))
         else:
             _check_text(self.calibration, "calibration", offline)
         _check_text(self.evaluation, "evaluation", offline)
@@ -211,6 +217,8 @@ class Recipe(Options):
 
 def _check_text(text: str, purpose: Purpose, offline: bool) -> None:
     """Raises InputError where a SOURCE cannot be read; offline what is on the hub is not looked for."""
+    if text == AUTO:
+        return
     source = parse_source(text)
     if not (offline and any(part.kind == "hub" for part in source.parts)):
         check_source(source, purpose)

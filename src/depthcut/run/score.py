@@ -9,6 +9,7 @@ from depthcut.run.heads import settle_objective
 from depthcut.run.plan import recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
+from depthcut.run.texts import settle_texts
 from depthcut.run.write import require_other_folder
 from depthcut.types import ScoreTable
 
@@ -26,7 +27,7 @@ def score_model(recipe: Recipe, output: Path | None, *, overwrite: bool = False)
     if output is not None:
         check_output(output, overwrite=overwrite, resume=False)
     source = find_model(recipe)
-    recipe = settle_objective(recipe, source)
+    recipe = settle_texts(settle_objective(recipe, source), source, scores_alone=True)
     if output is not None:
         require_other_folder(output, source)
     prepared = prepare(recipe, source, ("calibration",))

@@ -10,6 +10,7 @@ from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, pose_problem, prepare
+from depthcut.run.texts import settle_texts
 from depthcut.run.write import require_other_folder, require_same_recipe
 from depthcut.types import Plan
 
@@ -28,13 +29,14 @@ def search_model(recipe: Recipe, output: Path, *, overwrite: bool = False, resum
             check_output(output, overwrite=overwrite, resume=resume)
         source = find_model(recipe)
         recipe = settle_objective(recipe, source)
+        recipe = settle_texts(recipe, source)
         problem = pose_problem(recipe, source)
         require_other_folder(output, source)
         prepared = prepare(recipe, source, ("calibration",))
         with workspace(output, overwrite=overwrite, resume=resume, ranks=ranks) as folder:
             if ranks.is_first:
                 require_same_recipe(recipe, folder)
-            plan = find_plan(load(prepared, ranks), problem, folder, ranks)[1]
+            plan = find_plan(load(prepared, ranks, folder), problem, folder, ranks)[1]
             if ranks.is_first:
                 plan.write(folder / "plan.json")
     return plan

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from depthcut.calibration import (
-    Samples,
-    parse_source,
-    require_disjoint,
-    sample_questions,
-    sample_self,
-    sample_text,
-)
+from depthcut.calibration import Samples
 from depthcut.evaluation.questions import Questions
 from depthcut.export.stored import lying_in
 from depthcut.importance import METRICS, check_metrics
@@ -35,14 +28,11 @@ from depthcut.process.memory import Room, room_for_weights, share_out
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repairs import check_repairs
 from depthcut.run.recipe import Recipe
+from depthcut.run.texts import USES, Use, read_texts, require_context, settle_texts, write_texts
 from depthcut.surgery import check_removal
 from depthcut.types import InputError, Unit
 
 PROBE_TOKENS = 16
-
-Use = Literal["calibration", "repair", "evaluation"]
-"""What a text is for."""
-USES: tuple[Use, ...] = ("calibration", "repair", "evaluation")
 
 
 def find_model(recipe: Recipe, *, needs_weights: bool = True) -> ModelSource:
@@ -178,7 +168,8 @@ class Prepared:
 
     Attributes:
         uses: what the run needs text for, in the order of `USES`.
-        texts: token ids by use; those that the model itself has yet to sample are missing.
+        texts: token ids by use; those that the model has yet to write, all or in part, are missing.
+        others: of those that the model writes in part, what it does not write.
         questions: what both models are asked beside the evaluation text.
     """
 
@@ -187,6 +178,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     uses: tuple[Use, ...]
     texts: Mapping[Use, Samples]
+    others: Mapping[Use, Samples]
     questions: Questions
 
     @property
@@ -245,20 +237,16 @@ def prepare(recipe: Recipe, source: ModelSource, uses: tuple[Use, ...] = USES) -
     Raises:
         InputError: a text is too short, empty, or the same for both purposes, or a repair cannot be done.
     """
+    recipe = settle_texts(recipe, source)
     needed = tuple(use for use in USES if use in uses and (use != "repair" or recipe.repairs))
     if "repair" in needed:
         check_repairs(recipe.repairs, source.architecture, source.config)
     if "calibration" in needed:
         check_metrics(recipe.metrics, source.config)
-    _require_context(recipe, source, needed)
+    require_context(recipe, source, needed)
     tokenizer = source.load_tokenizer()
-    texts: dict[Use, Samples] = {}
-    for use in needed:
-        if use == "evaluation":
-            texts[use] = _evaluation_text(recipe, tokenizer, texts.values())
-        elif (text := _text_to_learn_from(recipe, tokenizer, use)) is not None:
-            texts[use] = text
-    for samples in texts.values():
+    texts, others = read_texts(recipe, tokenizer, needed)
+    for samples in (*texts.values(), *others.values()):
         largest, known = int(samples.input_ids.max()), source.config.get_text_config().vocab_size
         if largest >= known:
             raise InputError(
@@ -266,50 +254,14 @@ def prepare(recipe: Recipe, source: ModelSource, uses: tuple[Use, ...] = USES) -
                 "tokens; they do not belong together"
             )
     questions = recipe.load_questions() if "evaluation" in needed else Questions()
-    return Prepared(recipe, source, tokenizer, needed, texts, questions)
+    return Prepared(recipe, source, tokenizer, needed, texts, others, questions)
 
 
-def _text_to_learn_from(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, use: Use) -> Samples | None:
-    """The text of a search or of the repairs; None where the model itself has yet to sample it."""
-    source = parse_source(recipe.calibration if use == "calibration" else recipe.repair_source)
-    if use == "calibration" and recipe.asks_questions:
-        return sample_questions(
-            source,
-            tokenizer,
-            num_questions=recipe.calibration_samples,
-            max_length=recipe.calibration_length,
-            seed=recipe.seed,
-        )
-    if source.is_self:
-        return None
-    return sample_text(
-        source,
-        tokenizer,
-        num_samples=recipe.calibration_samples if use == "calibration" else recipe.num_repair_samples,
-        length=recipe.calibration_length,
-        seed=recipe.seed,
-        purpose="calibration",
-    )
+def load(prepared: Prepared, ranks: Ranks = ALONE, folder: Path | None = None) -> Loaded:
+    """The model in memory, on this process's device, and all texts; what the model writes is the same for all ranks.
 
-
-def _evaluation_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seen: Collection[Samples]) -> Samples:
-    """Text that measures, of documents that nothing else has seen."""
-    evaluation = sample_text(
-        parse_source(recipe.evaluation),
-        tokenizer,
-        num_samples=recipe.evaluation_samples,
-        length=recipe.evaluation_length,
-        seed=recipe.seed,
-        purpose="evaluation",
-        exclude=frozenset().union(*(samples.document_digests for samples in seen)),
-    )
-    for samples in seen:
-        require_disjoint(samples, evaluation)
-    return evaluation
-
-
-def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
-    """The model in memory, on this process's device; texts that the model writes itself are the same for all ranks.
+    Args:
+        folder: where what the model writes is kept for a run that is killed; nowhere where left out.
 
     Raises:
         InputError: the weights cannot be read, or do what the family's description does not say.
@@ -323,21 +275,16 @@ def load(prepared: Prepared, ranks: Ranks = ALONE) -> Loaded:
         source = source.written_as_computed()
     known = _known_text(prepared.texts)
     _require_finite(stream, torch.arange(PROBE_TOKENS)[None] if known is None else known.input_ids[:1, :PROBE_TOKENS])
-    texts = dict(prepared.texts)
-    counts = {"calibration": recipe.calibration_samples, "repair": recipe.num_repair_samples}
-    for use in prepared.uses:
-        if use not in texts:
-            texts[use] = sample_self(
-                stream.model,
-                prepared.tokenizer,
-                num_samples=counts[use],
-                length=recipe.calibration_length,
-                seed=recipe.seed,
-            )
+    missing = [use for use in prepared.uses if use not in prepared.texts]
+    texts = ranks.from_first(
+        lambda: {
+            **prepared.texts,
+            **write_texts(recipe, source, stream.model, prepared.tokenizer, missing, prepared.others, folder, ranks),
+        }
+    )
     known = _known_text(texts)
     if known is not None:
         prove(stream, known.input_ids[:1, :PROBE_TOKENS])
-    texts = ranks.from_first(lambda: {use: texts[use] for use in prepared.uses})
     return Loaded(recipe, source, texts, stream, room, prepared.tokenizer, prepared.uses, prepared.questions)
 
 
@@ -363,18 +310,6 @@ def _share_out_memory(recipe: Recipe, prepared: Prepared) -> Room:
             "no gradients; give a larger --memory-budget, or a metric of the stream, such as cosine"
         )
     return room
-
-
-def _require_context(recipe: Recipe, source: ModelSource, uses: Collection[Use]) -> None:
-    """Raises InputError where sequences are longer than what the model was made for; learned positions end there."""
-    context = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    lengths = {"calibration": recipe.calibration_length, "evaluation": recipe.evaluation_length}
-    for purpose, length in lengths.items():
-        if purpose in uses and context is not None and length > context:
-            raise InputError(
-                f"{purpose} sequences of {length} tokens are longer than the model's context of {context}; "
-                f"give --{purpose}-length {context} or less"
-            )
 
 
 @torch.no_grad()

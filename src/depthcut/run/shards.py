@@ -19,6 +19,7 @@ from depthcut.run.heads import settle_objective
 from depthcut.run.plan import JOURNALS, find_plan
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, pose_problem, prepare
+from depthcut.run.texts import settle_texts
 from depthcut.run.write import RECIPE, require_same_recipe
 from depthcut.types import InputError, Record
 
@@ -62,6 +63,7 @@ def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
     check_output(output, overwrite=False, resume=True)
     source = find_model(recipe)
     recipe = settle_objective(recipe, source)
+    recipe = settle_texts(recipe, source)
     problem = pose_problem(recipe, source)
     prepared = prepare(recipe, source, ("calibration",))
     merged = work_folder(output)
@@ -75,7 +77,7 @@ def evaluate_share(recipe: Recipe, output: Path, shard: Shard) -> str:
         (folder / SHARE).unlink(missing_ok=True)
         waits = False
         try:
-            find_plan(load(prepared, shard), problem, folder, shard)
+            find_plan(load(prepared, shard, folder), problem, folder, shard)
         except ShareDoneError:
             waits = True
         share = Share(evaluations=sum(len(lines) - 1 for lines in _journals(folder).values()), waits=waits)

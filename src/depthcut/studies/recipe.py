@@ -14,7 +14,9 @@ from typing import Self
 from pydantic import ValidationError
 
 from depthcut.registry import unknown_name
+from depthcut.run.options import AUTO
 from depthcut.run.recipe import Recipe
+from depthcut.run.texts import READ
 from depthcut.studies.compare import budgets_of, compare
 from depthcut.studies.inspection import inspect
 from depthcut.studies.paths import ask_method, check_methods
@@ -23,7 +25,7 @@ from depthcut.studies.study import Study
 from depthcut.studies.sweep import sweep
 from depthcut.types import InputError, first_problem
 
-OF_RUNS_ALONE = ("export", "generation", "compare", "speed")
+OF_RUNS_ALONE = ("export", "generation", "compare", "speed", "effort")
 """Options that no study looks at."""
 
 
@@ -58,7 +60,9 @@ class StudyRecipe:
         except ValidationError as error:
             raise InputError(f"the recipe is not valid: {first_problem(error)}") from error
         given = {key: value for key, value in options.items() if key not in own}
-        return cls(question, Recipe.build(**{**question.defaults, **given}))
+        recipe = Recipe.build(**{**question.defaults, **given})
+        # Methods are compared on one text, which those of one pass would not wait for.
+        return cls(question, recipe.model_copy(update={"calibration": READ}) if recipe.calibration == AUTO else recipe)
 
     def check(self, *, offline: bool = False) -> None:
         """All checks that need neither model nor tokenizer.

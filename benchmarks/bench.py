@@ -129,7 +129,8 @@ BENCHMARKS = (
     Benchmark(
         "draft",
         "expected acceptance as a draft is the real one",
-        "--blocks 2 --prompts 2 --tokens 16 --repair-samples 4 --output OUT/draft.json",
+        "--remove 0.1 --method one-shot --search-samples 2 --repair-samples 4 --prompts 2 --tokens 16 "
+        "--output OUT/draft.json",
         "draft.json",
         ("expected", "real"),
     ),

@@ -1,11 +1,16 @@
 """The pruned model as a draft: the formula against a simulation, and real acceptance against the expected one."""
 
+import importlib
 import random
+from pathlib import Path
 
 import pytest
+import torch
 
+import tiny
 from depthcut.evaluation.draft import expected_speedup, expected_tokens, with_drafts
 from depthcut.results import Measurement
+from depthcut.run import on_model
 
 SPEEDS = {"prompt": 400.0, "short_decode": 20.0}
 
@@ -60,3 +65,34 @@ def test_the_best_length_is_reported_for_both_ways_of_decoding():
 def test_without_speeds_there_is_no_speedup():
     acceptances = rows(0.9, 10)[:2]
     assert with_drafts(acceptances) == acceptances
+
+
+@pytest.fixture
+def drafts(monkeypatch):
+    """The benchmark that compares with what transformers accepts."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("draft")
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@torch.no_grad()
+def test_transformers_accepts_what_is_expected(drafts, sampled):
+    """At the positions that it looks at: greedily all the same, sampled within four standard errors."""
+    dense = tiny.model(vocab_size=64)
+    dense.generation_config.eos_token_id = None
+    draft = on_model.remove(dense, "2.attn,4.attn")
+    draft.generation_config = type(dense.generation_config).from_dict(dense.generation_config.to_dict())
+    hits, expected = 0, []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        prompt = torch.randint(3, 64, (1, 6))
+        with drafts.Counter() as counter:
+            written, _ = drafts.write(dense, prompt, 50, sampled, draft, 3)
+        assert counter.rounds and all(matches <= length for _, length, matches in counter.rounds)
+        hits += counter.accepted
+        expected.append(drafts.acceptances(dense, draft, written, sampled)[counter.looked_at])
+    chances = torch.cat(expected)
+    assert len(chances) > 50 and 0 < hits < len(chances)
+    error = float((chances * (1 - chances)).sum().sqrt())
+    assert error > 0 if sampled else error == 0
+    assert abs(hits - float(chances.sum())) <= 4 * error

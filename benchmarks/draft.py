@@ -140,15 +140,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--drafted", type=int, default=2)
     parser.add_argument("--search-samples", type=int, default=8)
-    parser.add_argument("--repair-samples", type=int, default=64)
+    parser.add_argument("--repair-samples", type=int, default=64, help="0: drafts are not repaired")
+    parser.add_argument(
+        "--texts", type=int, default=8, help="of how many prompts acceptance on their whole text is told"
+    )
     parser.add_argument("--keep", type=Path, help="folder that drafts are kept in, for llama.cpp or another run")
     parser.add_argument("--output", type=Path, default=Path("out/draft.json"))
     options = parser.parse_args()
 
     source = resolve(options.model)
     tokenizer, dense = source.load_tokenizer(), source.load_model("cpu")
-    ids = on_model.tokens(tokenizer, options.data, samples=options.repair_samples + options.prompts, length=256)
-    learned, texts = ids[: options.repair_samples], ids[options.repair_samples :]
+    num_learned = max(options.repair_samples, options.search_samples)
+    ids = on_model.tokens(tokenizer, options.data, samples=num_learned + options.prompts, length=256)
+    learned, texts = ids[:num_learned], ids[num_learned:]
     prompts = texts[:, : options.prompt_length]
     counts = [round(share * len(source.architecture.units(source.provenance.num_blocks))) for share in options.remove]
     began = time.perf_counter()
@@ -161,14 +165,16 @@ def main() -> None:
     dense_seconds = seconds_a_token(dense, prompts[:1], options.tokens)
     rows = []
     for count in counts:
-        draft, _ = on_model.repair(dense, on_model.remove(dense, plan.applying(count).removed), learned)
+        draft = on_model.remove(dense, plan.applying(count).removed)
+        if options.repair_samples:
+            draft, _ = on_model.repair(dense, draft, learned)
         draft.generation_config = type(dense.generation_config).from_dict(dense.generation_config.to_dict())
         if options.keep:
             draft.save_pretrained(options.keep / str(count))
         share = seconds_a_token(draft, prompts[:1], options.tokens) / dense_seconds
         for sampled in (True, False):
             row = {"removed": count, "draft share": share}
-            row |= row_of(dense, draft, prompts, texts, sampled, options)
+            row |= row_of(dense, draft, prompts, texts[: options.texts], sampled, options)
             row["speed-up, if a check costs one token"] = expected_speedup(row["expected"], options.drafted, share, 0.0)
             rows.append(row)
             print(

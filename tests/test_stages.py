@@ -83,6 +83,18 @@ def test_units_removed_by_name_are_those_of_a_plan(units, more, dense, tmp_path,
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_the_layer_map_says_which_dense_sublayer_each_one_was(dense, tmp_path, command):
+    """Also where an attention was put together with the feed-forward part of another block."""
+    command("remove", dense, "--units", "1.ffn,2.attn,4", "-o", tmp_path / "out", *TEXTS)
+    kept, all_of = load_file(tmp_path / "out" / "model.safetensors"), load_file(dense / "model.safetensors")
+    found = json.loads((tmp_path / "out" / "layer_map.json").read_text())
+    assert found == [{"attn": 0, "ffn": 0}, {"attn": 1, "ffn": 2}, {"attn": 3, "ffn": 3}, {"attn": 5, "ffn": 5}]
+    for index, block in enumerate(found):
+        for kind, name in (("attn", "self_attn.q_proj"), ("ffn", "mlp.down_proj")):
+            of_dense = all_of[f"model.layers.{block[kind]}.{name}.weight"]
+            assert torch.equal(kept[f"model.layers.{index}.{name}.weight"], of_dense)
+
+
 def test_a_plan_by_hand_needs_nothing_but_steps(dense, tmp_path, command):
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"steps": [{"remove": ["2.attn"]}, {"remove": ["4.ffn"]}]}))

@@ -58,8 +58,9 @@ def test_the_whole_way_by_the_command_line(folders, head, command, tmp_path):
     again = tiny.HEADS[head].from_pretrained(tmp_path / "again").eval()
     with torch.no_grad():
         assert torch.equal(loaded(ids)[0], again(ids)[0])
-    printed = command("eval", out, "--dense", dense, "--no-speed", *SHORT[4:8])
+    printed = command("eval", out, "--dense", dense, *SHORT[4:8])
     assert "perplexity" not in printed.lower() and "to dense" in printed
+    assert "Prompt, speed-up" in printed and "Decoding" not in printed
 
 
 @pytest.mark.parametrize("head", ["classes", pytest.param("embedding", marks=pytest.mark.long)])
@@ -159,6 +160,14 @@ def test_a_causal_model_may_name_its_base_class(tmp_path):
 )
 def test_what_needs_tokens_is_refused(folders, options, told, command, tmp_path):
     assert told in command("prune", folders["classes"], "--remove", 1, *options, "-o", tmp_path / "o", code=2)
+
+
+def test_what_is_measured_together_ends_alike(folders, command, tmp_path):
+    causal = tiny.save(tmp_path / "causal", "qwen3")
+    told = command("eval", folders["classes"], "--dense", causal, "--no-speed", code=2)
+    assert "it scores a text (sequence classification), and that predicts tokens; name its dense model" in told
+    told = command("eval", folders["classes"], "--dense", folders["classes"], "--generation", code=2)
+    assert "tasks and generation are about models that predict tokens" in told
 
 
 def test_objectives_of_heads_are_refused_on_tokens():

@@ -14,10 +14,12 @@ from depthcut.evaluation.engines import compare_engine_speed
 from depthcut.evaluation.harness import model_digest
 from depthcut.evaluation.questions import Answers, Questions
 from depthcut.evaluation.speed import ROUNDS
+from depthcut.model.heads import GIVES, head_of
 from depthcut.model.load import ModelSource, resolve
 from depthcut.model.stream import DecoderStream
 from depthcut.process.progress import progress
 from depthcut.results import GenerationSample, Measurement
+from depthcut.run.heads import require_tokens
 from depthcut.run.measure import about
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
@@ -46,6 +48,9 @@ def evaluate_models(
         InputError: the models do not belong together, or a text cannot be read; before weights load.
     """
     source = find_model(recipe)
+    if questions.suite is not None or questions.generation:
+        require_tokens(source, "tasks and generation are")
+    decodes = head_of(source.config) == "tokens"
     pruned_sources = {directory: _pruned_source(recipe, source, directory) for directory in directories}
     recipes = [recipe.model_copy(update={"evaluation": text}) for text in texts or (recipe.evaluation,)]
     prepared = [prepare(each, source, ("evaluation",)) for each in recipes]
@@ -55,9 +60,10 @@ def evaluate_models(
     for directory, pruned_source in pruned_sources.items():
         pruned_stream = DecoderStream(pruned_source.load_model(recipe.device), pruned_source.architecture)
         pruned = _ask(directory, pruned_stream, pruned_source, questions)
-        measurements = compare(stream, {"pruned": pruned_stream}, evaluation, speed=False, further=further)
+        reads = recipe.speed and not decodes
+        measurements = compare(stream, {"pruned": pruned_stream}, evaluation, speed=reads, further=further)
         measurements += questions.compare(dense, pruned, stream.model)
-        if recipe.speed:
+        if recipe.speed and decodes:
             known = {measurement.name for measurement in measurements}
             timed = engine_speed(recipe, directory, "transformers")
             measurements += [measurement for measurement in timed if measurement.name not in known]
@@ -78,6 +84,12 @@ def engine_speed(recipe: Recipe, pruned: str, engine: str) -> list[Measurement]:
 
 def _pruned_source(recipe: Recipe, source: ModelSource, directory: str) -> ModelSource:
     pruned = resolve(directory, dtype=source.provenance.dtype, trust_remote_code=recipe.trust_remote_code)
+    heads = [head_of(each.config) for each in (source, pruned)]
+    if heads[0] != heads[1]:
+        raise InputError(
+            f"{directory} was not made from {recipe.model}: it {GIVES[heads[1]]}, and that {GIVES[heads[0]]}; name its "
+            "dense model with --dense"
+        )
     sizes = [config.get_text_config().vocab_size for config in (source.config, pruned.config)]
     if sizes[0] != sizes[1]:
         raise InputError(

@@ -104,8 +104,8 @@ def table(name: str, config: dict[str, object]) -> str:
     ]
     rows = {
         "naive: a forward pass for each candidate": (naive(exhaustive), estimate),
-        "exhaustive with prefix reuse": (search_of(estimate), estimate),
-        "lazy with prefix reuse (the default)": (search_of(lazy.estimate), lazy.estimate),
+        "exhaustive with the prefix cache": (search_of(estimate), estimate),
+        "lazy with the prefix cache (the default)": (search_of(lazy.estimate), lazy.estimate),
     }
     for label, (phase, of_run) in rows.items():
         hours = []

@@ -47,6 +47,20 @@ def command(outcome):
 
 
 @pytest.fixture
+def told(outcome):
+    """`told(words..., code=...)`: the lines that the command line prints on standard error beside progress."""
+    from example_run import PROGRESS
+
+    def run(*words, code):
+        ended, printed = outcome(*words)
+        lines = [line for line in printed.err.splitlines() if line and not PROGRESS.match(line)]
+        assert ended == code, lines
+        return lines
+
+    return run
+
+
+@pytest.fixture
 def quick_reload(monkeypatch):
     """Written models are reloaded in this process, and decode a few tokens: a fresh process takes seconds to start."""
     import tiny

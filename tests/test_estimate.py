@@ -78,7 +78,7 @@ def posed(stream, ablation=None, remove="3", unit="sublayer"):
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral", "gpt2"])
+@pytest.mark.parametrize("family", tiny.short_and_long(["llama", "gemma3_text", "mixtral", "gpt2"], ["mixtral"]))
 def test_scoring_and_search_take_the_operations_that_were_estimated(family):
     model = tiny.model(family, attn_implementation="eager")
     model.config._experts_implementation = "eager"

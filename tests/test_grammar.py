@@ -14,7 +14,7 @@ from depthcut.importance import METRICS
 from depthcut.methods.evolutionary import Evolutionary
 from depthcut.methods.greedy import Greedy
 from depthcut.methods.problem import SEARCHES
-from depthcut.registry import say, split_names
+from depthcut.registry import Registry, say, split_names
 from depthcut.run.recipe import REGISTRIES, Recipe
 from depthcut.types import InputError
 
@@ -160,7 +160,6 @@ assert (tiny.Path(folder) / "a" / "marked" / "config.json").is_file()
 assert "peak,place=2" in open(folder + "/a/scores.json").read()
 assert json.load(open(folder + "/b/plan.json"))["objective"] == new["objective"]
 """
-LOADS = "from depthcut.methods.problem import SEARCHES; list(SEARCHES)"
 CONTRACTS = [
     "test_grammar.py::test_every_setting_is_said_and_reads_as_it_is_written",
     "docs/test_docstrings.py",
@@ -208,7 +207,7 @@ def test_a_short_form_is_the_same_setting():
         ({"method": "one-shot", "metric": "taylor,powr=2"}, "unknown setting of taylor 'powr'; did you mean power"),
         ({"method": "random,order=reverse"}, "unknown setting of random 'order'"),
         ({"export": ("gguf,tensor_typ=q8_0",)}, "unknown setting of gguf 'tensor_typ'; did you mean tensor_type"),
-        ({"export": ("gguf", "gguf,tensor_type=q8_0")}, "names one form twice"),
+        ({"export": ("gguf", "gguf,tensor_type=q8_0")}, "names one format twice"),
         ({"compare": ("shortgpt,metrics=cosine",)}, "unknown setting of shortgpt 'metrics'; did you mean metric"),
     ],
 )
@@ -241,14 +240,19 @@ def test_ls_of_a_name_lists_its_settings_and_names_the_nearest(command):
     assert "unknown name 'evopres'; did you mean evopress?" in command("ls", "evopres", code=2)
 
 
-def distribution(folder, module, text, script, *words):
-    """Runs a script beside a folder that says it is an installed distribution, with one module for all entry points."""
+def offer(folder, module, text):
+    """Makes a folder say that it is an installed distribution, with one module for all entry points."""
     (folder / f"{module}.py").write_text(text)
     about = folder / f"{module}-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     groups = "".join(f"[{registry.group}]\nall = {module}\n" for registry in REGISTRIES.values())
     (about / "entry_points.txt").write_text(groups)
+
+
+def distribution(folder, module, text, script, *words):
+    """Runs a script beside such a folder."""
+    offer(folder, module, text)
     path = os.pathsep.join(filter(None, [str(folder), str(TESTS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-c", script, *words]
@@ -269,7 +273,9 @@ def test_contract_tests_go_through_what_another_distribution_adds(tmp_path):
     assert all(re.search(rf"\[.*{name}.*\] PASSED", done.stdout) for name in names), done.stdout
 
 
-def test_a_distribution_that_cannot_be_loaded_is_named(tmp_path):
-    done = distribution(tmp_path, "broken", "import nothing_of_that_name\n", LOADS)
-    assert done.returncode != 0
-    assert "broken offers the method 'all', which cannot be loaded (ModuleNotFoundError" in done.stderr
+def test_a_distribution_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    offer(tmp_path, "broken", "import nothing_of_that_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    methods = Registry("method", "depthcut.methods", "depthcut.methods")
+    with pytest.raises(InputError, match=r"broken offers the method 'all', which cannot be loaded \(ModuleNotFoundErr"):
+        list(methods)

@@ -153,7 +153,7 @@ def test_a_causal_model_may_name_its_base_class(tmp_path):
         (["--objective", "kl"], "objective 'kl' is about models of another kind, and this one scores a text"),
         (["--method", "one-shot,metric=taylor"], "taylor reads gradients of the next token's loss"),
         (["--repair", "lora,steps=1"], "the repair lora trains on tokens that follow"),
-        (["--export", "gguf"], "the form gguf holds models that predict tokens"),
+        (["--export", "gguf"], "the format gguf holds models that predict tokens"),
         (["--calibration", "self"], "writes no text; name a SOURCE other than self"),
         (["--generation"], "ask for the next token"),
     ],

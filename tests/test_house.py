@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("*.md")]
 LINES_OF_A_FILE, LINES_OF_A_CLASS = 400, 250
+LIMIT_OF_FILES = 15
+"""That a reader opens to follow one run."""
 
 
 def test_every_command_line_that_is_named_in_backticks_exists():
@@ -27,7 +29,8 @@ def test_every_command_line_that_is_named_in_backticks_exists():
 
 
 def test_no_file_outgrows_its_reader():
-    lines = {str(path.relative_to(ROOT / "src/depthcut")): len(path.read_text().splitlines()) for path in SOURCES}
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {name: count for name, count in lines.items() if count > LINES_OF_A_FILE} == {}
 
 
@@ -68,3 +71,20 @@ def test_what_is_registered_side_by_side_may_not_import_each_other():
     }
     assert len(siblings) > 20
     assert siblings - bound == {"depthcut.export.hf"}  # the other forms stand on it
+
+
+def test_the_page_on_a_run_names_its_stages_in_order_in_at_most_15_files():
+    source = ROOT / "src/depthcut"
+    code = (source / "run/prune.py").read_text(encoding="utf-8").partition("def prune_model")[2]
+    page = (ROOT / "docs/how-a-run-goes.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2:4] for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
+    files, places = {"run/prune.py", "one of methods/"}, []
+    for functions, where in rows:
+        named = re.findall(r"`([\w/]+\.py)`", where)
+        files.update(named)
+        text = "".join((source / name).read_text(encoding="utf-8") for name in named)
+        stages = re.findall(r"`(?:\w+\.)?(\w+)`", functions)
+        assert all(re.search(rf"def {stage}\(", text) for stage in stages)
+        places += [re.search(rf"\b{stages[0]}\(", code).start()] if stages[0] != "build" else []
+    assert len(rows) == 10 and len(files) <= LIMIT_OF_FILES
+    assert places == sorted(places)

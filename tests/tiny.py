@@ -28,7 +28,8 @@ from depthcut.export import hf, reload_check
 from depthcut.model.architectures import FAMILIES
 from depthcut.model.branches import Architecture
 from depthcut.types import Unit
-from shapes import DELTA_NET, EXPERTS, FOREIGN, LATENT, NUM_BLOCKS, SHAPE, SLIDING, SPECIAL, VOCABULARY
+from shape_parts import DELTA_NET, EXPERTS, LATENT, NUM_BLOCKS, SHAPE, SLIDING, VOCABULARY
+from shapes import FOREIGN, SPECIAL
 
 __all__ = ["DELTA_NET", "EXPERTS", "LATENT", "NUM_BLOCKS", "SHAPE", "SLIDING", "SPECIAL", "VOCABULARY"]
 

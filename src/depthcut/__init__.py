@@ -25,25 +25,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "apply": "depthcut.run.api",
-    "prune": "depthcut.run.api",
-    "score": "depthcut.run.api",
-    "compare": "depthcut.run.on_model",
-    "remove": "depthcut.run.on_model",
-    "repair": "depthcut.run.on_model",
-    "search": "depthcut.run.on_model",
-    "tokens": "depthcut.run.on_model",
-    "bypass": "depthcut.model.bypass",
-    "resolve": "depthcut.model.load",
-    "DecoderStream": "depthcut.model.stream",
-    "Result": "depthcut.run.result",
-    "Recipe": "depthcut.run.recipe",
-    "InputError": "depthcut.types",
-    "Measurement": "depthcut.results",
-    "Plan": "depthcut.types",
-    "Scores": "depthcut.types",
-    "ScoreTable": "depthcut.types",
-    "Unit": "depthcut.types",
+    name: f"depthcut.{home}"
+    for home, names in {
+        "run.api": "apply prune score",
+        "run.on_model": "compare remove repair search tokens",
+        "run.recipe": "Recipe",
+        "run.result": "Result",
+        "model.bypass": "bypass",
+        "model.load": "resolve",
+        "model.stream": "DecoderStream",
+        "results": "Measurement",
+        "types": "InputError Plan Scores ScoreTable Unit",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [

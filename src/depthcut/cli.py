@@ -31,8 +31,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="depthcut",
-    help="Makes large language models shallower: finds the blocks and sublayers that can go, removes them for real, "
-    "measures what is left.",
+    help="Makes large language models shallower: finds the blocks and sublayers that the output depends on least, "
+    "removes them from the weights, repairs and measures the model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -117,7 +117,7 @@ def _is_resumable() -> bool:
 
 
 def _tell(sentence: str) -> None:
-    """Prints what ends the process, unless another rank has told."""
+    """Prints why the process ends, unless another rank has printed it."""
     if is_rank():
         from depthcut.process.ranks import tells
 

@@ -1,4 +1,4 @@
-"""What a run found out about its models, as it is saved: measurements, repairs, and what they write after a prompt."""
+"""The saved results of a run: measurements, repairs, and generated texts."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
 
 
 class Provenance(Record):
-    """Where a model came from, in enough detail to tell two models apart.
+    """Where a model came from, in enough detail to distinguish two models.
 
     Attributes:
         source: what the user named: hub id, directory or file.

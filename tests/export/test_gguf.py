@@ -169,7 +169,7 @@ def test_a_rhythm_that_no_period_says_is_refused(rhythm):
     kinds = {"s": "sliding_attention", "f": "full_attention"}
     changes = {"num_hidden_layers": len(rhythm), "layer_types": [kinds[kind] for kind in rhythm]}
     config = tiny.config("gemma3_text", **(REGULAR | changes))
-    with pytest.raises(InputError, match=f"only knows full attention after every so many .* are {rhythm} .*form hf"):
+    with pytest.raises(InputError, match=f"only knows full attention after every so many .* are {rhythm} .*format hf"):
         form().check(config)
 
 
@@ -227,7 +227,7 @@ def test_a_value_that_f16_cannot_hold_is_refused(tmp_path):
         (
             "gpt2",
             {},
-            "written for llama, .*, and this is a gpt2 model; use the form hf and .*convert_hf_to_gguf",
+            "written for llama, .*, and this is a gpt2 model; use the format hf and .*convert_hf_to_gguf",
         ),
         (
             "gemma2",
@@ -239,7 +239,7 @@ def test_a_value_that_f16_cannot_hold_is_refused(tmp_path):
             {"attn_logit_softcapping": None},
             "does not know logits without soft caps",
         ),
-        ("llama", {"hidden_act": "gelu"}, "llama.cpp's llama does not know the activation gelu; use the form hf"),
+        ("llama", {"hidden_act": "gelu"}, "llama.cpp's llama does not know the activation gelu; use the format hf"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},

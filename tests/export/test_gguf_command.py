@@ -54,7 +54,7 @@ def test_plan_and_card_come_along(llama, tmp_path, outcome):
 
 def test_other_forms_take_no_tensor_type(llama, tmp_path, outcome):
     code, printed = outcome("export", llama, "--to", "hf", "--tensor-type", "q8_0", "-o", tmp_path / "out")
-    assert (code, "the form hf takes no tensor type; leave --tensor-type out" in printed.err) == (2, True)
+    assert (code, "the format hf takes no tensor type; leave --tensor-type out" in printed.err) == (2, True)
 
 
 def test_a_model_is_not_replaced_by_its_export(llama, tmp_path, outcome):
@@ -87,7 +87,7 @@ def test_a_form_that_fails_its_verification_leaves_no_output(llama, tmp_path, ou
 @pytest.mark.parametrize(
     ("forms", "words"),
     [
-        ("ggfu", "unknown export form 'ggfu'; did you mean gguf"),
+        ("ggfu", "unknown export format 'ggfu'; did you mean gguf"),
         ("hf", "the Hugging Face directory is always written; leave hf out of --export"),
     ],
 )

@@ -304,7 +304,7 @@ class TestApply:
     def test_another_form_is_refused(self, sources, tmp_path, plan_file, outcome):
         code, printed = outcome("apply", sources("llama")[1], plan_file, "--to", "ggml", "-o", tmp_path / "out")
         assert code == 2
-        assert "unknown form to apply a plan to 'ggml'; did you mean gguf" in printed.err
+        assert "unknown format to apply a plan to 'ggml'; did you mean gguf" in printed.err
 
     def test_a_failed_verification_leaves_no_output(self, sources, tmp_path, plan_file, outcome, monkeypatch):
         def fail(*_):

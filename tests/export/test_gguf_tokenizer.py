@@ -105,7 +105,7 @@ def test_qwens_normaliser_is_taken():
     ],
 )
 def test_an_unknown_tokenizer_is_refused_with_the_reason(tokenizer, reason):
-    with pytest.raises(InputError, match=f"cannot be written as GGUF: {reason}.*use the form hf"):
+    with pytest.raises(InputError, match=f"cannot be written as GGUF: {reason}.*use the format hf"):
         tokenizer_keys(tokenizer, 300)
 
 

@@ -305,7 +305,7 @@ def test_the_configuration_code_needs_transformers_alone(written):
 )
 def test_what_engines_cannot_take_is_refused_with_what_works(family, changes, reason):
     dense = tiny.model(family, **changes)
-    with pytest.raises(InputError, match=f"the form nemotron-nas cannot hold this model: .*{reason}; .*use --to hf"):
+    with pytest.raises(InputError, match=f"the format nemotron-nas cannot hold this model: .*{reason}; .*use --to hf"):
         FORM.check(dense.config)
     model = apply(dense, find_architecture(dense.config), [Unit(3, "attn")])
     with pytest.raises(InputError, match=f"{reason}; use --to zeroed, which every engine runs .* blocks or pairs"):

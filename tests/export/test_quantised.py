@@ -206,8 +206,8 @@ def test_other_forms_refuse_quantised_weights(form, tmp_path):
     with pytest.raises(InputError) as refusal:
         export_model(directory, form, tmp_path / "out")
     assert str(refusal.value) == (
-        f"the form {form} cannot hold this model: its weights are stored as nf4, which it would round a second time or "
-        "not understand; make it from the unquantised model, or use --to hf"
+        f"the format {form} cannot hold this model: its weights are stored as nf4, which it would round a second time "
+        "or not understand; make it from the unquantised model, or use --to hf"
     )
     assert not (tmp_path / "out").exists()
 
@@ -236,7 +236,7 @@ def test_a_missing_package_is_named_with_its_installation(tmp_path, monkeypatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for what, attempt in (
         (f"the model {directory}, stored as nf4,", lambda: resolve(directory)),
-        ("the form int8", lambda: EXPORTS.find("int8").make().check(tiny.config("llama"))),
+        ("the format int8", lambda: EXPORTS.find("int8").make().check(tiny.config("llama"))),
     ):
         with pytest.raises(InputError) as refusal:
             attempt()

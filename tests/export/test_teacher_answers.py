@@ -57,4 +57,4 @@ def test_a_healing_reads_the_same_files(dense, answers):
 def test_only_what_predicts_tokens_is_a_teacher(command, tmp_path):
     reward = tiny.save_headed(tmp_path / "reward", "classes")
     told = command("export", reward, "--to", SETTINGS, "-o", tmp_path / "o", code=2)
-    assert "the form teacher-answers holds models that predict tokens, and this one scores a text" in told
+    assert "the format teacher-answers holds models that predict tokens, and this one scores a text" in told

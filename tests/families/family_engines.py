@@ -1,5 +1,6 @@
 """Which engines run a family's ordinary checkpoint, as they say themselves: blocks and pairs leave one when they go."""
 
+from depthcut.export.llama_cpp import LITE, RHYTHMS, SCALED_BY_WIDTH, WITHOUT_ROTATION
 from depthcut.model.whole_families import WHOLE_FAMILIES
 
 NOT_LOOKED_UP = frozenset(WHOLE_FAMILIES) | {
@@ -150,3 +151,20 @@ LLAMA_CPP = {
     "starcoder2": "starcoder2",
 }
 """Model types by the architecture that llama.cpp runs them as (names of the package gguf)."""
+
+ORDINALS = {2: "second", 4: "fourth", 6: "sixth"}
+
+
+def conditions(model_type: str) -> str:
+    """What a removal must not change if llama.cpp is to read the rest of a model of the type rightly; may be empty."""
+    found = []
+    if model_type in RHYTHMS:
+        found.append(f"every {ORDINALS[RHYTHMS[model_type]]} block has to be the one with full attention")
+    if model_type in WITHOUT_ROTATION:
+        found.append(f"every {ORDINALS[WITHOUT_ROTATION[model_type]]} block has to be the one that does not rotate")
+    if model_type in SCALED_BY_WIDTH:
+        found.append(f"the 27B model is known by its {SCALED_BY_WIDTH[model_type]} blocks and cannot be made shorter")
+    if model_type in LITE:
+        counts = " or ".join(map(str, LITE[model_type]))
+        found.append(f"models without low-rank queries are known by {counts} blocks, which others must not have")
+    return "; ".join(found)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from family_engines import LLAMA_CPP, NOT_LOOKED_UP, VLLM
+from family_engines import LLAMA_CPP, NOT_LOOKED_UP, VLLM, conditions
 from transformers import AutoConfig, PreTrainedModel
 
 import tiny
 from depthcut.export import EXPORTS
 from depthcut.export.hf import verify_directory, write_directory
-from depthcut.export.llama_cpp import conditions
 from depthcut.model.architectures import find_architecture
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
@@ -157,7 +156,7 @@ def _prove_refit(case: str) -> str:
 
 
 def _prove_form(case: str, form: str) -> str:
-    """What the form says of the family's own default settings; tests/export proves what it then writes."""
+    """What the format says of the family's own default settings; tests/export proves what it then writes."""
     family, changes = tiny.CASES[case]
     # Its first version slides, those in use do not.
     settings = {"sliding_window": None} if family == "mistral" else {}

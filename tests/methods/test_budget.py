@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import depthcut
-import shapes
+import shape_parts
 import tiny
 from depthcut.methods.budget import Budget
 from depthcut.model.architectures import find_architecture
@@ -59,9 +59,11 @@ def test_a_window_ends_what_is_kept():
     architecture = find_architecture(config)
     sizes = sizes_from_config(config, architecture, torch.float32)
     kept = cache_bytes(config, architecture, sizes, 1000)
-    for layer, is_full in enumerate(shapes.FULL):
+    for layer, is_full in enumerate(shape_parts.FULL):
         per_token = sizes.units[depthcut.Unit(layer, "attn")].kv_bytes_per_token
-        assert kept[depthcut.Unit(layer, "attn")] == per_token * (1000 if is_full else shapes.SLIDING["sliding_window"])
+        assert kept[depthcut.Unit(layer, "attn")] == per_token * (
+            1000 if is_full else shape_parts.SLIDING["sliding_window"]
+        )
 
 
 def test_attentions_and_feed_forward_parts_trade_by_the_context(folder):

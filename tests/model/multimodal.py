@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-import shapes
+import shape_parts
 import tiny
 from depthcut.export import hf
 
@@ -48,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "gemma4": {
         "text_config": TEXT
-        | shapes.SHARING
+        | shape_parts.SHARING
         | {"model_type": "gemma4_text", "vocab_size_per_layer_input": tiny.BYTE_VOCABULARY + 3},
         "vision_config": SIGHT
         | {"patch_size": 4, "pooling_kernel_size": 2, "head_dim": 8, "num_key_value_heads": 2}

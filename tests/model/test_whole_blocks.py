@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import depthcut
-import shapes
+import shape_parts
 import tiny
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
@@ -83,7 +83,7 @@ def test_blocks_that_others_read_stay():
 def test_shares_of_tables_and_settings_of_single_blocks_leave_with_them():
     model = tiny.model("gemma4_text")
     pruned = apply(model, find_architecture(model.config), blocks(0, 4))
-    width = shapes.SHARING["hidden_size_per_layer_input"]
+    width = shape_parts.SHARING["hidden_size_per_layer_input"]
     columns = torch.cat([torch.arange(layer * width, (layer + 1) * width) for layer in (1, 2, 3, 5)])
     dense, cut = (made.model.embed_tokens_per_layer for made in (model, pruned))
     assert torch.equal(cut.weight, dense.weight[:, columns]) and cut.embedding_dim == 4 * width

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import example_run
+
 SMALL = {"calibration_samples": 6, "calibration_length": 16, "evaluation_samples": 2, "evaluation_length": 16}
 OPTIONS = SMALL | {"dtype": "float32", "device": "cpu", "repair": "none", "speed": False, "remove": "2"}
 
@@ -26,10 +28,4 @@ def torchrun(num_ranks, words, script=("-m", "depthcut"), **options):
 
 def words(model, output, **options):
     """The options of `prune` as on the command line."""
-    given = ["prune", str(model), "-o", str(output)]
-    for name, value in (OPTIONS | options).items():
-        option = name.replace("_", "-")
-        given += (
-            [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
-        )
-    return given
+    return ["prune", str(model), "-o", str(output), *map(str, example_run.words(OPTIONS | options))]

@@ -1,6 +1,5 @@
 """What every registered repair must keep to, so that a new file in repairs/ is tested at once."""
 
-import gc
 import json
 
 import pytest
@@ -19,15 +18,6 @@ from depthcut.types import Unit
 REMOVED = frozenset({Unit(2, "ffn"), Unit(3, "attn")})
 LITTLE = {"steps": "2", "batch_size": "4", "learning_rate": "0.01", "rank": "4", "top_k": "8"}
 """What makes a training short."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """accelerate collects garbage before every training; the libraries need not be looked through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Told(Damage):

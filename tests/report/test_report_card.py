@@ -109,7 +109,7 @@ def test_how_to_load_it_follows_from_what_lies_in_the_directory(card_of, run, tm
     assert "`vllm serve path/to/this/directory`" in ordinary
     assert "from_pretrained(directory, trust_remote_code=True)" in own
     assert "vllm" not in own
-    assert "`depthcut export path/to/this/directory --to FORM -o OUT`" in own
+    assert "`depthcut export path/to/this/directory --to FORMAT -o OUT`" in own
 
     nemotron = with_config("nemotron-nas")
     assert "`vllm serve path/to/this/directory --trust-remote-code`" in nemotron

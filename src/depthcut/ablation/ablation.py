@@ -1,10 +1,9 @@
-"""The objective that searches minimise: how much worse the output is without a set of units. Hidden states and results
-are kept, so that no unit runs without need.
+"""The objective that searches minimise: how much worse the output is without a set of units.
 
-A set of removed units is evaluated against the dense model on the calibration text. Hidden states are kept for the set
-that is removed so far (the base), and a candidate is run only from where it differs from the base
-(`prefix_cache.py`). Sequences go in fixed batches, so that a set's value does not depend on what else was evaluated, or
-on how often a run was interrupted. Several processes divide the work (`division.py`).
+A set of removed units is compared with the dense model on the calibration text. The base is the set that is removed so
+far; its hidden states are cached, and a candidate runs only from the first unit in which it differs from the base
+(`prefix_cache.py`). Batches are fixed, so that the value of a set does not depend on which other sets were evaluated,
+or on how often a run was interrupted. Several processes divide the work (`division.py`).
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from depthcut.process.ranks import ALONE, Ranks
 from depthcut.types import InputError, Unit
 
 STREAMS_ABREAST = 4
-"""About how many streams' room a set takes that is run beside others, with what its block computes with."""
+"""Memory of one set that runs beside others, in multiples of its hidden states: these and a block's temporaries."""
 
 
 class Ablation:
     """Evaluates removed sets for one model, text and objective.
 
-    Where the objective is a task's, what is called a sequence below is a question with all its answers, run together.
+    For the objective of a task, "sequence" below means a question with all its answers, which run together.
 
     Args:
         objective: one of `OBJECTIVES`, with settings.
-        journal: where every result is kept; what it already holds is not computed again.
-        batch_size: sequences run together; of questions, as many as have at least so many answers.
-        memory_budget: bytes for hidden states and what dense logits are kept as; what does not fit is computed anew.
-        ranks: the processes that evaluate together. All of them must ask for the same, in the same order.
+        journal: stores every result; results that it already holds are not computed again.
+        batch_size: sequences per batch; for questions, a batch is filled up to at least that many answers.
+        memory_budget: bytes for cached hidden states and references; what does not fit is computed again when needed.
+        ranks: the processes that evaluate together. All must make the same calls, in the same order.
     """
 
     def __init__(
@@ -106,10 +105,10 @@ class Ablation:
         return self._cache.kept_bytes + compared
 
     def on_excerpts(self, fraction: float) -> Ablation:
-        """The objective on the first tokens of every sequence, joined; it writes to the same journal.
+        """The same objective on the first tokens of every sequence, joined into sequences; it uses the same journal.
 
-        Short pieces of many sequences tell candidates apart better than a few whole ones. Text with pads is cut to its
-        first sequences instead.
+        Short pieces of many sequences distinguish candidates better than a few whole sequences. Of text with pads, the
+        first sequences are taken instead.
         """
         excerpts = type(self)(
             self.stream,
@@ -127,7 +126,7 @@ class Ablation:
     def asked_unit_evaluations(self) -> int:
         """Unit evaluations of all sets asked for, whether this process ran them or read their values from the journal.
 
-        The same whether a run was interrupted or not. Running the base on to where candidates leave it is not counted.
+        Independent of interruptions. Running the base up to where candidates differ from it is not counted.
         """
         return self._ledger.asked_cost + sum(excerpts.asked_unit_evaluations for excerpts in self._excerpts)
 
@@ -145,16 +144,16 @@ class Ablation:
 
     @property
     def whole_unit_evaluations(self) -> int:
-        """Unit evaluations of the dense pass and all sets asked for, by one process with unlimited memory.
+        """Unit evaluations that one process with unlimited memory takes for the dense pass and all sets asked for.
 
-        The same whoever evaluated it, and however often the run was interrupted.
+        Independent of the number of processes and of interruptions.
         """
         dense = len(self.stream.units) * len(self.samples.input_ids)
         own = dense + self._ledger.asked_cost + self._ledger.walked_cost
         return own + sum(excerpts.whole_unit_evaluations for excerpts in self._excerpts)
 
     def rebase(self, removed: Collection[Unit]) -> None:
-        """Makes a set the one that hidden states are kept for; those before the first difference stay valid."""
+        """Makes a set the base; cached hidden states before the first difference stay valid."""
         base = frozenset(removed)
         if base != self.base:
             start, end = self._cache.rebase(base), len(self.stream.units)
@@ -170,7 +169,7 @@ class Ablation:
         """The objective of each set on the whole calibration text.
 
         Args:
-            advance: called with the batches of sequences that were done since the last call.
+            advance: called with the number of batches done since the last call.
         """
         values = self.per_sequence(sets, range(self.num_batches), advance)
         # Summed row by row: a matrix product rounds differently with the number of sets.
@@ -187,11 +186,11 @@ class Ablation:
     ) -> torch.Tensor:
         """The objective of each set on each sequence of some batches: (sets, sequences), float64.
 
-        Sets that differ from the base only late are cheap; call `rebase` first with what they have in common.
+        Sets that first differ from the base in a late unit are cheap; call `rebase` first with their common units.
 
         Args:
-            as_next: keep the hidden states of these sets until the base changes, so that one of them can be the next
-                without being run again.
+            as_next: cache the hidden states of these sets until the base changes, so that one of them can become the
+                next base without running again.
         """
         batches = list(batches)
         keys = self._in_order(sets, batches)
@@ -206,9 +205,9 @@ class Ablation:
 
     @torch.no_grad()
     def ahead(self, keys: Iterable[Key]) -> None:
-        """Evaluates at once the sets that a search will ask for one by one, so that several processes can divide them.
+        """Evaluates in one call the sets that a search will ask for one by one, so that processes can divide them.
 
-        Each set is the base while it is evaluated: its neighbours should agree with it on a long start of the model.
+        Each set is the base while it is evaluated, so sets that follow each other should differ only in late units.
         """
         base = self.base
         self._find_all(list(keys), each_as_base=True)
@@ -220,7 +219,7 @@ class Ablation:
         """Evaluates this process's share of the unknown values, and gathers those of the other processes.
 
         Args:
-            advance: called with the share of the work that was done since the last call.
+            advance: called with the fraction of the work done since the last call.
         """
         keys = list(dict.fromkeys(keys))
         missing = [key for key in keys if key not in self._ledger]
@@ -248,7 +247,7 @@ class Ablation:
         return [(removed, i) for i in batches for removed in sorted(dict.fromkeys(sets), key=self._cache.start)]
 
     def _count_walk(self, index: int, position: int) -> None:
-        """Counts the units that run a batch's base up to a position, by one process with unlimited memory."""
+        """Counts the unit evaluations for running a batch's base up to a position, with unlimited memory."""
         units = self.stream.units[self._reached[index] : position]
         rows = self._rows[index]
         self._ledger.walked_cost += (rows.stop - rows.start) * sum(unit not in self.base for unit in units)
@@ -275,10 +274,10 @@ class Ablation:
         return found
 
     def _write_down(self, removed: Removed, index: int, final: torch.Tensor, unit_evaluations: int) -> dict[str, Any]:
-        """What a set costs on a batch, from its hidden states before the final norm.
+        """The journal line of a set on a batch, from its hidden states before the final norm.
 
         Raises:
-            InputError: that is not finite.
+            InputError: a value is not finite.
         """
         compared = self._compared[index]
         totals, counts = compared.compare(self.objective, self.stream, self.stream, compared.batch, final)
@@ -301,7 +300,7 @@ def _compared_batches(cache: PrefixCache, batches: dict[int, Batch], text: Objec
 
 
 def _keep_references(batches: dict[int, ComparedBatch], cache: PrefixCache, memory_budget: int) -> None:
-    """What hidden states leave of the budget goes to references, batch by batch."""
+    """Lets as many batches keep their references as fit into what hidden states leave of the budget."""
     most_bytes = cache.most_bytes
     left: float = memory_budget - min(memory_budget // 2, most_bytes) - bytes_of_next(most_bytes, memory_budget)
     for compared in batches.values():

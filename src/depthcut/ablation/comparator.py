@@ -1,4 +1,4 @@
-"""Compares logits with the dense model's, or with the text: walks through them a few positions at a time."""
+"""Compares logits with the dense model's, or with the text, a few positions at a time."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def walk(stream: DecoderStream, batch: Batch, final: torch.Tensor) -> Iterator[t
     """The logits of a batch, a few positions of one sequence at a time, so that temporaries stay in a CPU's cache.
 
     Args:
-        final: (sequences, length, hidden) the stream before the final norm.
+        final: (sequences, length, hidden) hidden states before the final norm.
 
     Yields:
-        The sequence and its positions, and float32 logits (positions, vocabulary). Which positions come together
-        depends on the shape of the batch alone.
+        The sequence and its positions, and float32 logits (positions, vocabulary). How positions are grouped depends
+        only on the shape of the batch.
     """
     for positions, logits in stream.logits(batch, final):
         for row in range(len(logits)):
@@ -40,13 +40,13 @@ def walk(stream: DecoderStream, batch: Batch, final: torch.Tensor) -> Iterator[t
 
 
 class ComparedBatch:
-    """What outputs for one batch are compared with.
+    """One batch with the dense model's results, which outputs are compared with.
 
     Args:
-        dense_final: (sequences, length, hidden) the dense model's stream before the final norm.
+        dense_final: (sequences, length, hidden) the dense model's hidden states before the final norm.
         scored: (sequences, length) bool, the positions that count.
-        keeps_references: whether what the objective keeps of the dense logits stays in memory after the first
-            comparison; else it is computed anew, by a vocabulary projection, each time.
+        keeps_references: whether the objective's references to the dense logits stay in memory after the first
+            comparison; otherwise each comparison computes them again, by a vocabulary projection.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ComparedBatch:
 
     @property
     def kept_bytes(self) -> int:
-        """Of the dense stream and of references that are in memory."""
+        """Bytes of the dense hidden states and of the references in memory."""
         return self.dense_final.nbytes + sum(part.nbytes for reference in self._references for part in reference)
 
     def compare(
@@ -70,7 +70,7 @@ class ComparedBatch:
 
         Args:
             dense: the dense model.
-            stream: the model whose output is compared; `batch` and `final` are its.
+            stream: the model whose output is compared; `batch` and `final` belong to it.
         """
         totals = torch.zeros(len(final), dtype=torch.float64)
         for sequence, values in self.values(objective, dense, stream, batch, final):

@@ -10,8 +10,8 @@ from depthcut.process.ranks import Ranks
 
 
 class Division:
-    """Each process evaluates every set on batches of its own, so that hidden states are walked through once; of the
-    last batches, where they do not divide evenly, several processes share one and divide the sets."""
+    """Each process evaluates every set on its own batches, so that each hidden state is computed by one process. If the
+    batches do not divide evenly, several processes share each of the last ones and divide the sets."""
 
     def __init__(self, num_batches: int, ranks: Ranks) -> None:
         self._num_batches, self._ranks = num_batches, ranks
@@ -24,7 +24,7 @@ class Division:
         """The missing values that this process evaluates.
 
         Args:
-            num_known: sets that are known already, by batch: where sets come one by one, they still go round.
+            num_known: sets that are known already, by batch, so that sets that come one by one are divided too.
         """
         places: Counter[int] = Counter()
         share = []

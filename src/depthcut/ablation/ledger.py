@@ -26,8 +26,8 @@ class Ledger:
         num_known: sets whose value is known, by batch.
         num_evaluated: keys that this process has evaluated.
         asked: keys that were asked for.
-        asked_cost: unit evaluations that these took, whoever evaluated them, and when.
-        walked_cost: unit evaluations of running batches of the base on to where candidates leave it.
+        asked_cost: unit evaluations that these took, in any process and at any time.
+        walked_cost: unit evaluations of running batches of the base up to where candidates differ from it.
     """
 
     def __init__(self, journal: Journal, text: str) -> None:

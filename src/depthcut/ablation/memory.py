@@ -1,4 +1,4 @@
-"""What memory an ablation keeps between evaluations: asked by the ablation itself, and by estimates before a run."""
+"""The memory that an ablation keeps between evaluations; used by the ablation itself and by estimates of a run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 FLOAT_BYTES = 4
 DEFAULT_MEMORY_BUDGET = 2**30
 EXCERPTS_SHARE_OF_BUDGET = 4
-"""The ablation on excerpts may keep one byte in so many of what the one on the whole text may."""
+"""Budget of the ablation on the whole text, divided by that of the one on excerpts."""
 
 
 def reference_bytes(num_positions: float, vocabulary: int) -> float:
-    """Most that an objective keeps of the dense logits at some positions."""
+    """Most bytes that an objective keeps of the dense logits at some positions."""
     return num_positions * (vocabulary + 1) * FLOAT_BYTES
 
 
 def stride_that_fits(stream_bytes: float, num_units: int, per_position: int, budget: int) -> int:
-    """How many units apart hidden states are kept, so that they take half of a budget at most.
+    """Distance, in units, of cached hidden states such that they take at most half of a budget.
 
     Args:
-        stream_bytes: of the whole text at one position.
-        per_position: units from one position to the next that a pass can be entered at.
+        stream_bytes: hidden states of the whole text at one position.
+        per_position: distance, in units, of the positions at which a pass can start.
     """
     stride = per_position
     while stream_bytes * num_units // stride > budget // 2 and stride < num_units:
@@ -29,7 +29,7 @@ def stride_that_fits(stream_bytes: float, num_units: int, per_position: int, bud
 
 
 def bytes_of_next(grid_bytes: float, budget: int) -> float:
-    """Most that is kept of sets that may be the next base: two of them, an eighth of a budget at most."""
+    """Most bytes kept of sets that may be the next base: two of them, at most an eighth of a budget."""
     return min(2 * grid_bytes, budget // 8)
 
 
@@ -38,9 +38,9 @@ class Kept:
     """What an ablation keeps of a text.
 
     Attributes:
-        next_bytes: hidden states of sets that may be the next base, where a search names such.
-        most_bytes: hidden states, references, and the text's embedding and dense answer, which no budget limits.
-        all_references: whether all that the objective compares with is kept; else it is computed anew each time.
+        next_bytes: hidden states of sets that may be the next base, if the search uses such.
+        most_bytes: hidden states, references, and the text's embeddings and dense outputs, which have no limit.
+        all_references: whether all references stay in memory; otherwise they are computed again each time.
     """
 
     most_bytes: float
@@ -57,7 +57,7 @@ def kept_of(
         num_positions: tokens of the text.
         hidden_bytes: of one token's hidden state.
         num_units: of the model.
-        per_position: units from one position to the next that a pass can be entered at.
+        per_position: distance, in units, of the positions at which a pass can start.
         budget: bytes, as given to `Ablation`.
     """
     stream = num_positions * hidden_bytes

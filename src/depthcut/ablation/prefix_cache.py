@@ -1,7 +1,7 @@
-"""The prefix cache: hidden states of the removed set so far (the base), so that candidates run only what comes after.
+"""The prefix cache: hidden states of the base, the set removed so far, so that a candidate runs only later units.
 
-Removing a unit changes nothing before it, so the hidden states that enter it are those of the base. That is exact: the
-same blocks see the same numbers. A position is a place in `DecoderStream.units`; its hidden states enter that unit.
+Removing a unit does not change the units before it, so the hidden states that enter it are those of the base, bit for
+bit. A position is an index into `DecoderStream.units`; the hidden states at a position are those that enter that unit.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from depthcut.types import Unit
 
 
 def units_per_position(architecture: Architecture) -> int:
-    """Units from one position to the next that a pass can be entered at."""
+    """Distance, in units, of the positions at which a pass can start."""
     return len(architecture.branches) if architecture.parallel else 1
 
 
 class PrefixCache:
-    """Hidden states of the base, batch by batch, on a grid of positions; and of sets that may be the next base.
+    """Hidden states of the base for every batch, at a grid of positions, and those of sets that may be the next base.
 
     Args:
         batches: by index; those of this process.
-        budget: bytes, half of which the grid may take, and an eighth the sets that may be next.
+        budget: bytes; half of it is for the grid, an eighth for the sets that may be next.
 
     Attributes:
-        base: the removed set that is kept.
-        stride: units from one position of the grid to the next.
+        base: the removed set whose hidden states are cached.
+        stride: distance of the positions on the grid, in units.
     """
 
     def __init__(self, stream: DecoderStream, batches: dict[int, Batch], budget: int) -> None:
@@ -53,22 +53,22 @@ class PrefixCache:
 
     @property
     def kept_bytes(self) -> int:
-        """In memory now."""
+        """Bytes in memory now."""
         return _bytes(self._kept) + sum(map(_bytes, self._passed.values()))
 
     @property
     def most_bytes(self) -> int:
-        """Of the whole grid."""
+        """Bytes of the whole grid."""
         return self._stream_bytes * len(self.stream.units) // self.stride
 
     def start(self, removed: Removed) -> int:
-        """The position that a set has to be run from."""
+        """The position from which a set must run."""
         first = min((self._places[unit] for unit in removed ^ self.base), default=len(self.stream.units))
-        # What is removed now itself needs no running, but not every place can be entered.
+        # The first unit that differs need not run if it is removed, but a pass cannot start at every position.
         return first if first == len(self.stream.units) else self.stream.entry(first)
 
     def rebase(self, removed: Removed) -> int:
-        """Makes a set the base, and returns the position up to which all that is kept stays valid."""
+        """Makes a set the base; returns the position up to which cached hidden states stay valid."""
         start = self.start(removed)
         if removed == self.base:
             return start
@@ -81,10 +81,10 @@ class PrefixCache:
         return start
 
     def run(self, removed: Removed, index: int, *, as_next: bool = False) -> tuple[torch.Tensor, int]:
-        """A set's hidden states before the final norm for a batch, and the unit evaluations that it took.
+        """A set's hidden states before the final norm for a batch, and the unit evaluations that this took.
 
         Args:
-            as_next: keep what it passes through, for when it becomes the base.
+            as_next: cache the hidden states on the way, for the case that the set becomes the base.
         """
         start = self.start(removed)
         entering = self.entering(index, start)
@@ -95,15 +95,13 @@ class PrefixCache:
         return final, self.stream.unit_evaluations - before
 
     def dense(self, indices: Sequence[int]) -> list[torch.Tensor]:
-        """Hidden states of the whole model before the final norm for batches, side by side; the base is kept of it."""
+        """Hidden states of the dense model before the final norm for some batches, run together; fills the cache."""
         visits = [partial(self._keep, self._kept[index]) for index in indices]
         passes = [Pass(self._batches[i], visit=visit) for i, visit in zip(indices, visits, strict=True)]
         return self.stream.run_together(passes)
 
     def entering(self, index: int, position: int) -> torch.Tensor:
-        """A batch's hidden states entering a position of the base, computed from the nearest kept position before
-        it.
-        """
+        """A batch's hidden states at a position of the base, computed from the nearest cached position before it."""
         batch, kept = self._batches[index], self._kept[index]
         place = position if position in kept else self._nearest(kept, position)
         states = kept.get(place, batch.embedded)
@@ -113,18 +111,18 @@ class PrefixCache:
             place = stop
             if place % self.stride == 0 or place == position:
                 kept[place] = states
-        # What was walked to is kept only while it is the latest, unless it lies on the grid.
+        # Beside the grid only the position reached last is cached.
         for known in [known for known in kept if known % self.stride and known != position]:
             del kept[known]
         return states
 
     def _nearest(self, kept: Collection[int], position: int) -> int:
-        """The last of the kept positions up to one that a pass can be entered at."""
+        """The last cached position, up to the given one, at which a pass can start."""
         return max((known for known in kept if known <= position and self.stream.entry(known) == known), default=0)
 
     def run_abreast(self, keys: Sequence[Key], *, as_next: bool = False) -> list[torch.Tensor]:
-        """Hidden states of sets on batches before the final norm, block by block: the base goes ahead, and sets leave
-        it as it comes by.
+        """Hidden states of sets on batches before the final norm, all run together block by block. The base runs
+        first, and each set starts from its hidden states at the first unit that differs.
 
         Args:
             as_next: as for `run`.
@@ -148,7 +146,7 @@ class PrefixCache:
         return finals
 
     def _run_of_base(self, index: int, positions: set[int]) -> list[Pass]:
-        """The pass over the base that keeps the hidden states entering these positions; empty where all are kept."""
+        """The pass over the base that caches the hidden states at these positions; empty if all are cached."""
         kept = self._kept[index]
         missing = positions - kept.keys() - {0}
         if not missing:
@@ -158,7 +156,7 @@ class PrefixCache:
         return [Pass(self._batches[index], self.base, nearest, max(missing), kept.get(nearest), visit)]
 
     def _keeping(self, removed: Removed, index: int) -> Visitor:
-        """What keeps a set's hidden states on the grid; the last one that was asked for is dropped last."""
+        """A visitor that caches a set's hidden states on the grid; the set used last is dropped last."""
         self._passed[removed] = self._passed.pop(removed, {})
         return partial(self._keep, self._passed[removed].setdefault(index, {}))
 
@@ -171,7 +169,7 @@ class PrefixCache:
         *,
         positions: Collection[int] = (),
     ) -> None:
-        """Keeps what enters the grid's positions as a pass comes by, or some positions and the grid's before them."""
+        """Caches the hidden states of a pass on the grid, or at some positions and on the grid before them."""
         if isinstance(unit, int):
             position = (unit + 1) * self._per_block
         elif self._step > 1:
@@ -183,7 +181,7 @@ class PrefixCache:
             kept[position] = after
 
     def _make_room(self) -> None:
-        """Forgets sets that may be next until the others fit."""
+        """Drops sets that may be next until the others fit."""
         taken = {removed: _bytes(passed) for removed, passed in self._passed.items()}
         for removed in taken:
             if sum(taken[other] for other in self._passed) <= self._most_passed:

@@ -1,4 +1,4 @@
-"""The calibration text of an objective: its batches, the positions that are scored, and what one value stands for."""
+"""The calibration text of an objective: its batches, the scored positions, and which values there are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthcut.types import InputError
 
 
 class ObjectiveText(Protocol):
-    """Calibration text in batches. The objective has one value a sequence, or one a question with all its answers.
+    """Calibration text in batches. The objective has one value per sequence, or per question with all its answers.
 
     Attributes:
         rows: of each batch, which rows of the samples are run together.
@@ -30,7 +30,7 @@ class ObjectiveText(Protocol):
 
     @property
     def weights(self) -> torch.Tensor:
-        """(values,) share that each has in the mean over the text, float64."""
+        """(values,) weight of each in the mean over the text, float64; they sum to 1."""
         ...
 
     def scored(self, index: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def text_of(samples: Samples, objective: str, batch_size: int) -> ObjectiveText:
     """The text of an objective.
 
     Args:
-        batch_size: sequences run together; of questions, as many as have at least so many answers.
+        batch_size: sequences per batch; for questions, a batch is filled up to at least that many answers.
 
     Raises:
         InputError: the objective is on questions, and the samples hold none.
@@ -64,10 +64,10 @@ def text_of(samples: Samples, objective: str, batch_size: int) -> ObjectiveText:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Each sequence has a value, and weighs as many positions as count.
+    """Each sequence has a value, weighted by its number of scored positions.
 
     Attributes:
-        next_token: leave out the positions that predict nothing.
+        next_token: leave out positions without a next token.
     """
 
     samples: Samples
@@ -98,7 +98,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class QuestionText:
-    """Each question has a value, from all its answers, which are run together; all questions weigh the same."""
+    """Each question has a value, computed from all its answers, which run together; all weights are equal."""
 
     samples: Samples
     choices: Choices

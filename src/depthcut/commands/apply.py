@@ -20,17 +20,17 @@ def apply(
     context: typer.Context,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan for this model.")],
     output_dir: Output,
-    steps: Annotated[int | None, typer.Option(help="Apply only the first steps of the path.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Apply only that many first steps of the plan.")] = None,
     to: Annotated[
-        str, typer.Option(help="hf, or gguf: prune a .gguf as it is, its tensors copied byte for byte, unmeasured.")
+        str, typer.Option(help="hf, or gguf: prune a .gguf file by copying its tensors byte for byte, unmeasured.")
     ] = "hf",
     imatrix: Annotated[
-        Path | None, typer.Option(help="With --to gguf: an importance matrix of the model, cut along with it.")
+        Path | None, typer.Option(help="With --to gguf: an importance matrix, to prune together with the model.")
     ] = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
-    """Apply a plan that was found before, or its first steps."""
+    """Apply an existing plan, or its first steps."""
     if to != "hf":
         _apply_to_gguf(context, to, options["model"], plan_file, output_dir, steps, imatrix, overwrite)
         return
@@ -67,7 +67,7 @@ def _apply_to_gguf(
     from depthcut.run.apply_gguf import apply_to_gguf
 
     if to != "gguf":
-        raise InputError(unknown_name("form to apply a plan to", to, ["gguf", "hf"]))
+        raise InputError(unknown_name("format to apply a plan to", to, ["gguf", "hf"]))
     for name in context.params.keys() - {"model", "plan_file", "output_dir", "steps", "to", "imatrix", "overwrite"}:
         if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT":
             option = name.replace("_", "-")

@@ -22,7 +22,7 @@ def doctor(
     options: Given,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for programs.")] = False,
 ) -> None:
-    """Say what a model is, what can be done with it here, and what a default run would take; reads no weights."""
+    """Show what a model is, what can be done with it here, and the cost of a default run; reads no weights."""
     from depthcut.preview.doctor import DEFAULT_SHARE, examine_model
     from depthcut.run.recipe import Recipe
 

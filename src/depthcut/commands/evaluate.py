@@ -32,25 +32,26 @@ def evaluate(
         list[str] | None,
         typer.Option("--text", "--evaluation", help="SOURCE for perplexity and KL; may be given several times."),
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="Requests of a task run together: auto or a number.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Task requests run together: auto or a number.")] = "auto",
     confirm_run_unsafe_code: Annotated[
-        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model writes.")
+        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code written by the model.")
     ] = False,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder that keeps tasks' results; ~/.cache/depthcut/evaluation by default.")
+        Path | None, typer.Option(help="Folder that caches task results; ~/.cache/depthcut/evaluation by default.")
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="Where speed is measured: transformers, llama.cpp or vllm; in the last two nothing else is."),
+        typer.Option(help="Where to measure speed: transformers, llama.cpp or vllm; in the last two only speed."),
     ] = "transformers",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the measurements here, not to DIR/results.json.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the measurements here, not to DIR/results.json."),
     ] = None,
 ) -> None:
-    """Measure written models beside their dense one: perplexity, KL, sizes, speed, tasks, and what they write.
+    """Measure written models beside their dense model: perplexity, KL, sizes, speed, tasks, and generated text.
 
-    A directory that prune or apply wrote gets the measurements in its results.json, and what was written after the
-    prompts of --generation in its generation.json. A task that was asked of the same model before is not asked again.
+    A directory that prune or apply wrote gets the measurements in its results.json, and the texts of --generation in
+    its generation.json. A task that was evaluated on the same model before is not evaluated again.
     """
     if output is not None and output.exists():
         raise InputError(f"{output} exists; name another file")
@@ -135,7 +136,7 @@ def _side_by_side(found: Mapping[str, Sequence[Measurement]]) -> list[Measuremen
 
 
 def _add_to(directory: Path, found: Measured) -> str:
-    """Puts measurements into a directory of ours, in place of earlier ones of the same; says what was done."""
+    """Adds measurements to a directory that depthcut wrote, replacing earlier ones; returns a message."""
     if not (directory / PLAN).is_file():
         return f"{directory} was not written by depthcut, so nothing is written there; --output names a file"
     file = directory / RESULTS

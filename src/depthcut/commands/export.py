@@ -1,4 +1,4 @@
-"""`depthcut export`: a model in another form or precision."""
+"""`depthcut export`: a model in another format or precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def export(
     options: Given,
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or any model.")],
     output_dir: Output,
-    to: Annotated[str, typer.Option(help="Form to write: hf, gguf, nemotron-nas or zeroed (see depthcut ls).")] = "hf",
+    to: Annotated[str, typer.Option(help="Format: hf, gguf, nemotron-nas, zeroed, ... (see depthcut ls).")] = "hf",
     tensor_type: Annotated[
         str | None,
         typer.Option(help="For gguf: f32, f16, bf16, q8_0, or a type of your llama-quantize; by default the model's."),
@@ -23,7 +23,7 @@ def export(
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
-    """Write a model in another form or precision, verified in a fresh process."""
+    """Write a model in another format or precision, verified in a fresh process."""
     from depthcut.run.export import export_model
 
     require_token(push_to_hub)

@@ -16,10 +16,10 @@ from depthcut.types import InputError, Plan, ScoreTable
 def list_names(
     name: Annotated[
         str | None,
-        typer.Argument(help="Any name that is listed: its settings; everything where left out."),
+        typer.Argument(help="A listed name, to show its settings; without it, everything is listed."),
     ] = None,
 ) -> None:
-    """List recipes, packaged models, texts, methods, metrics and model families, or the settings of one name."""
+    """List methods, metrics, objectives, repairs, formats, texts, recipes and models, or the settings of one name."""
     from rich.console import Console
 
     if name is not None:
@@ -45,7 +45,7 @@ def list_names(
         "texts (SOURCE)": [(name, part.summary, "") for name, part in BUILT_IN.items()],
         "objectives (--objective)": [(entry.name, entry.summary, entry.source) for entry in OBJECTIVES],
         "repairs (--repair)": [(entry.name, entry.summary, entry.source) for entry in REPAIRS],
-        "export forms (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
+        "export formats (--to)": [(entry.name, entry.summary, entry.source) for entry in EXPORTS],
         "recipes (depthcut run NAME)": [(recipe.name, recipe.summary, "") for recipe in packaged_recipes()],
     }
     for title, rows in sections.items():
@@ -89,7 +89,7 @@ def validate(
         str, typer.Argument(help="A recipe by name or file (.yaml), plan.json, scores.json or results.json.")
     ],
 ) -> None:
-    """Check a recipe or an artefact without running anything."""
+    """Check a recipe or a written file without running anything."""
     from depthcut.recipes import check_recipe, find_recipe
     from depthcut.results import GenerationSample, Measurement, Repair, read_list
 
@@ -112,7 +112,7 @@ def validate(
 def schema(
     name: Annotated[str, typer.Argument(help="recipe, plan, scores, results, repair or generation.")] = "recipe",
 ) -> None:
-    """Print the JSON schema of a recipe, with all that its options name and their settings, or of an artefact."""
+    """Print the JSON schema of a recipe, with all names and their settings, or of a written file."""
     import json
 
     from depthcut.registry import unknown_name

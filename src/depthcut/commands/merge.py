@@ -6,7 +6,7 @@ from depthcut.commands.options import Output
 
 
 def merge(output_dir: Output) -> None:
-    """Bring together what `prune --shard 1/N` to `N/N` have found, and say what to run next."""
+    """Join the results of `prune --shard 1/N` to `N/N`, and print what to run next."""
     from depthcut.run import shards
 
     print(shards.merge(output_dir))

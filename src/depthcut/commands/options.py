@@ -29,17 +29,17 @@ PushToHub = Annotated[
     str | None,
     typer.Option(
         metavar="USER/NAME",
-        help="Push OUT to this repository of the Hugging Face hub, private where new.",
+        help="Push OUT to this repository of the Hugging Face hub; a new one is private.",
         rich_help_panel=FORMS,
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=RUN)]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=RUN)]
 ShardOption = Annotated[
     str | None,
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Evaluate one of N shares of the search and end; see depthcut merge.",
+        help="Evaluate one of N shares of the search only; see depthcut merge.",
         rich_help_panel=RUN,
     ),
 ]
@@ -55,18 +55,20 @@ Minutes = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Print the plan or its cost, and what the run takes; write nothing.", rich_help_panel=RUN
+        "--dry-run",
+        help="Only print the plan, or the cost of the search, and the cost of the run.",
+        rich_help_panel=RUN,
     ),
 ]
 DeviceProfileOption = Annotated[
     str | None,
     typer.Option(
         "--device-profile",
-        help="Of --dry-run: hours on here (measured), a100, h100, h200 or rtx4090.",
+        help="Device for --dry-run: here (measured), a100, h100, h200 or rtx4090.",
         rich_help_panel=RUN,
     ),
 ]
-Devices = Annotated[int | None, typer.Option("--devices", help="Of --dry-run: that many of them.", rich_help_panel=RUN)]
+Devices = Annotated[int | None, typer.Option("--devices", help="Number of devices for --dry-run.", rich_help_panel=RUN)]
 
 
 def takes(
@@ -74,6 +76,7 @@ def takes(
     without: tuple[str, ...] = (),
     record: type[Record] | None = None,
     defaults: Mapping[str, Any] = types.MappingProxyType({}),
+    hands_to: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of some fields of a run; it is called with what was given of them as `options`.
 
@@ -82,6 +85,7 @@ def takes(
         without: fields under those headings that the command does not take.
         record: what is asked beside a run; all its fields with a heading are options too.
         defaults: of this command, where they are not the field's.
+        hands_to: a function whose parameters but the first the command takes too, as keyword arguments to hand on.
     """
     known = {
         name: field
@@ -94,10 +98,14 @@ def takes(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def called(**given: Any) -> None:
-            options = {name: _read(name, known[name], given.pop(name)) for name in known}
-            command(options=options, **given)
+            if known:
+                given["options"] = {name: _read(name, known[name], given.pop(name)) for name in known}
+            command(**given)
 
-        own = inspect.signature(command, eval_str=True).parameters
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        if hands_to is not None:
+            del own["given"]
+            own |= dict(list(inspect.signature(hands_to, eval_str=True).parameters.items())[1:])
         parameters = [_parameter(name, field, defaults.get(name, field.default)) for name, field in known.items()]
         # By name alone, so that what is required may stand behind what is not.
         by_name = inspect.Parameter.KEYWORD_ONLY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,50 +43,67 @@ RecipeName = Annotated[
 ]
 
 
-@takes(*PANELS)
-def prune(
-    context: typer.Context,
-    options: Given,
+def _start(
+    recipe: Any,
     output_dir: Output,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     resume: Resume = False,
     shard: ShardOption = None,
-    minutes: Minutes = None,
     dry_run: DryRun = False,
     device_profile: DeviceProfileOption = None,
     devices: Devices = None,
 ) -> None:
-    """Find what can go, remove it, measure what is left, and write a model that reloads.
+    """Previews a run, evaluates a shard of it, or runs it.
 
-    SOURCE is a built-in text (stdlib, self, wikitext, c4), a hub data set or a file, with settings after commas:
+    Args:
+        recipe: a `Recipe`, which is imported only once a command runs.
+    """
+    if dry_run or device_profile is not None or devices is not None:
+        require_alone("--dry-run")
+        from depthcut.preview.device_profiles import HERE
+        from depthcut.preview.dry_run import preview
+        from depthcut.process.workspace import check_output
+
+        if not dry_run:
+            raise InputError("--device-profile and --devices belong to --dry-run; add it, or leave them out")
+        check_output(output_dir, overwrite=overwrite, resume=resume)
+        num_devices = 1 if devices is None else devices
+        print_preview(preview(recipe, device_profile=device_profile or HERE, num_devices=num_devices), recipe)
+    elif shard is not None:
+        require_alone("a shard, which does not communicate,")
+        from depthcut.process.ranks import Shard
+        from depthcut.run.shards import evaluate_share
+
+        if overwrite or push_to_hub:
+            raise InputError("a shard writes no model; leave --overwrite and --push-to-hub out with --shard")
+        print(evaluate_share(recipe, output_dir, Shard.parse(shard)))
+    else:
+        _run(recipe, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub)
+
+
+@takes(*PANELS, hands_to=_start)
+def prune(context: typer.Context, options: Given, minutes: Minutes = None, **given: Any) -> None:
+    """Find the units that the output depends on least, remove them, repair, measure, and write a verified model.
+
+    SOURCE is a built-in text (stdlib, self, wikitext, c4), a data set of the hub or a file, with settings after commas:
     wikitext, allenai/c4,config=en or notes.jsonl,column=body. Several are joined with +.
     """
     from depthcut.run.recipe import Recipe
 
-    # What is not given is for the effort to choose.
+    # Options that are not given are left to the effort.
     sources = {name: context.get_parameter_source(name) for name in options}
     options = {name: options[name] for name, source in sources.items() if source is None or source.name != "DEFAULT"}
-    recipe = Recipe.build(**options) if minutes is None else _within(options, minutes, output_dir)
-    if dry_run or device_profile is not None or devices is not None:
-        _preview(recipe, output_dir, overwrite, resume, dry_run, device_profile, devices)
-        return
-    _run(recipe, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
+    _start(Recipe.build(**options) if minutes is None else _within(options, minutes, given["output_dir"]), **given)
 
 
+@takes(hands_to=_start)
 def run(
     recipe: RecipeName,
-    output_dir: Output,
     small: Annotated[bool, typer.Option("--small", help="The recipe's variant for a CPU: a minute or two.")] = False,
-    overwrite: Overwrite = False,
-    push_to_hub: PushToHub = None,
-    resume: Resume = False,
-    shard: ShardOption = None,
-    dry_run: DryRun = False,
-    device_profile: DeviceProfileOption = None,
-    devices: Devices = None,
+    **given: Any,
 ) -> None:
-    """Run prune or a study from a recipe."""
+    """Run prune or a study with the options in a recipe."""
     from depthcut.model.checkpoint import check_model
     from depthcut.recipes import find_recipe, load_recipe, recipe_options
 
@@ -98,21 +115,19 @@ def run(
     from depthcut.studies.recipe import StudyRecipe
 
     loaded = load_recipe(path, small=small)
-    if isinstance(loaded, StudyRecipe):
-        if dry_run or push_to_hub:
-            raise InputError("a study writes no model and has no plan to print; leave --dry-run and --push-to-hub out")
-        require_alone("a study")
-        loaded.check()
-        print_study(loaded.run(output_dir, overwrite=overwrite, resume=resume, command=command_line()), output_dir)
+    if not isinstance(loaded, StudyRecipe):
+        _start(loaded, **given)
         return
-    if dry_run or device_profile is not None or devices is not None:
-        _preview(loaded, output_dir, overwrite, resume, dry_run, device_profile, devices)
-        return
-    _run(loaded, output_dir, overwrite=overwrite, resume=resume, push_to_hub=push_to_hub, shard=shard)
+    output, overwrite, resume = given["output_dir"], given["overwrite"], given["resume"]
+    if given["dry_run"] or given["push_to_hub"]:
+        raise InputError("a study writes no model and has no plan to print; leave --dry-run and --push-to-hub out")
+    require_alone("a study")
+    loaded.check()
+    print_study(loaded.run(output, overwrite=overwrite, resume=resume, command=command_line()), output)
 
 
 def _within(options: Given, minutes: float, output: Path) -> Recipe:
-    """What can be done in some minutes; says what was chosen."""
+    """The recipe with the most effort that fits into some minutes; prints what was chosen."""
     from depthcut.preview.minutes import recipe_within
     from depthcut.run.effort import RUNGS
 
@@ -124,33 +139,7 @@ def _within(options: Given, minutes: float, output: Path) -> Recipe:
     return recipe
 
 
-def _preview(
-    recipe: Recipe,
-    output: Path,
-    overwrite: bool,
-    resume: bool,
-    dry_run: bool,
-    device_profile: str | None,
-    devices: int | None,
-) -> None:
-    require_alone("--dry-run")
-    from depthcut.preview.device_profiles import HERE
-    from depthcut.preview.dry_run import preview
-    from depthcut.process.workspace import check_output
-
-    if not dry_run:
-        raise InputError("--device-profile and --devices are about what --dry-run estimates; add it, or leave them out")
-    check_output(output, overwrite=overwrite, resume=resume)
-    num_devices = 1 if devices is None else devices
-    print_preview(preview(recipe, device_profile=device_profile or HERE, num_devices=num_devices), recipe)
-
-
-def _run(
-    recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, push_to_hub: str | None, shard: str | None
-) -> None:
-    if shard is not None:
-        _evaluate_share(recipe, output, shard, overwrite=overwrite, push_to_hub=push_to_hub)
-        return
+def _run(recipe: Recipe, output: Path, *, overwrite: bool, resume: bool, push_to_hub: str | None) -> None:
     from depthcut.preview.outlook import outlook
     from depthcut.run.prune import prune_model
 
@@ -174,13 +163,3 @@ def _run(
     upload(output, push_to_hub)
     if result.not_written:
         raise typer.Exit(1)
-
-
-def _evaluate_share(recipe: Recipe, output: Path, shard: str, *, overwrite: bool, push_to_hub: str | None) -> None:
-    from depthcut.process.ranks import Shard
-    from depthcut.run.shards import evaluate_share
-
-    require_alone("a shard, which meets no other,")
-    if overwrite or push_to_hub:
-        raise InputError("a shard writes no model; leave --overwrite and --push-to-hub out with --shard")
-    print(evaluate_share(recipe, output, Shard.parse(shard)))

@@ -13,10 +13,10 @@ from depthcut.types import InputError
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories that prune or apply wrote.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="By default DIR/report.html; of several runs a name to give.")
+        Path | None, typer.Option("--output", "-o", help="By default DIR/report.html; required for several runs.")
     ] = None,
 ) -> None:
-    """Make the report page again from a run's artefacts, or one page of several runs side by side."""
+    """Make the report page of a run again from its files, or one page of several runs side by side."""
     from depthcut.report import Run, write_comparison, write_report
 
     _check_target(output)

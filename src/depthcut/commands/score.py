@@ -9,7 +9,7 @@ from depthcut.run.options import CALIBRATION, MODEL
 
 @takes(MODEL, "metric", CALIBRATION, "batch_size", "seed", without=("save_dtype",))
 def score(options: Given, output_dir: Output, overwrite: Overwrite = False) -> None:
-    """Score every block and sublayer by every metric of the stream in one pass, and by --metric; writes scores.json."""
+    """Score every block and sublayer by all metrics of the hidden states, in one pass, and by --metric."""
     from depthcut.run.recipe import Recipe
     from depthcut.run.score import score_model
 

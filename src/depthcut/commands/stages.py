@@ -18,7 +18,7 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that
 
 @takes(MODEL, REMOVAL, CALIBRATION, RUN, without=("save_dtype", "effort"))
 def search(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
-    """Find what can go, and write plan.json for apply; no model is written."""
+    """Find the units to remove, and write plan.json for apply; no model is written."""
     from depthcut.run.recipe import Recipe
     from depthcut.run.search import search_model
 
@@ -33,11 +33,11 @@ def remove(
     options: Given,
     output_dir: Output,
     units: Annotated[str, typer.Option(help="Blocks (21-29) and sublayers (17.attn,18.attn) to remove.")],
-    one_based: Annotated[bool, typer.Option("--one-based", help="Blocks are counted from 1 in --units.")] = False,
+    one_based: Annotated[bool, typer.Option("--one-based", help="Count the blocks in --units from 1.")] = False,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
-    """Remove units that you name; measured, written and verified as prune does."""
+    """Remove units that you name; measure, write and verify as prune does."""
     from depthcut.run.apply import apply_plan
     from depthcut.run.by_hand import plan_of_units
     from depthcut.run.recipe import Recipe
@@ -73,7 +73,7 @@ def repair(
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
 ) -> None:
-    """Repair a pruned model that was written before, towards its dense one."""
+    """Repair or heal a written pruned model, towards its dense model."""
     from depthcut.run.apply import repair_written
     from depthcut.run.recipe import Recipe
 

@@ -1,4 +1,4 @@
-"""The `study` commands: words to options to the studies, and where their tables and figures lie."""
+"""The `study` commands: each makes a recipe from its options, runs the study, and prints where its folder is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from depthcut.run.options import CALIBRATION, EVALUATION, MODEL, REMOVAL, REPAIR
 from depthcut.studies.questions import Compare, Inspect, StudyQuestion, Sweep
 
 app = typer.Typer(
-    help="Questions that take many removals: each answer is tables, figures and their data in one folder.",
+    help="Questions about many removals; each study writes a folder with tables, figures and their data.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 OF_NO_STUDY = ("save_dtype", "compare", "speed", "generation", "repair", "effort")
-"""Options of a run under the headings that studies take, which none of them does, or takes in a way of its own."""
+"""Options of a run that stand under the headings of a study but do not apply to it, or have another format there."""
 
 
 @app.command()
@@ -30,14 +30,14 @@ OF_NO_STUDY = ("save_dtype", "compare", "speed", "generation", "repair", "effort
     defaults=Sweep.defaults,
 )
 def sweep(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
-    """Quality after each removal of one path a method, repaired or not, with the point where it collapses."""
+    """Measure quality after each removal, by method and repair, with the point where it collapses."""
     _study(Sweep, options, output_dir, overwrite=overwrite, resume=resume)
 
 
 @app.command()
 @takes(MODEL, CALIBRATION, EVALUATION, REPAIR, TASKS, RUN, without=OF_NO_STUDY, record=Compare)
 def compare(options: Given, output_dir: Output, overwrite: Overwrite = False, resume: Resume = False) -> None:
-    """Methods against each other at equal parameters, on the same calibration text."""
+    """Compare methods at equal parameters, with the same calibration text."""
     _study(Compare, options, output_dir, overwrite=overwrite, resume=resume)
 
 
@@ -51,7 +51,7 @@ def tradeoff(
         typer.Option(
             "--task",
             metavar="NAME=FILE",
-            help="A task: JSON Lines of question, options and answer. Given twice or more.",
+            help="A task: JSON Lines of question, options and answer. Give two or more.",
             rich_help_panel=CALIBRATION,
         ),
     ],
@@ -61,7 +61,10 @@ def tradeoff(
     ] = "25%",
     questions: Annotated[
         int,
-        typer.Option(help="Questions of each task that decide; as many others measure.", rich_help_panel=CALIBRATION),
+        typer.Option(
+            help="Questions of each task to choose by; as many others to measure by.",
+            rich_help_panel=CALIBRATION,
+        ),
     ] = 64,
     question_length: Annotated[
         int, typer.Option(help="Most tokens of a question with an answer.", rich_help_panel=CALIBRATION)
@@ -69,7 +72,7 @@ def tradeoff(
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
-    """What one task can spare against what another can, and what each loses by the other's removals."""
+    """Compare which units tasks need, and what each task loses by the removals chosen for another."""
     from depthcut.run.recipe import Recipe
     from depthcut.studies import tradeoff as study
 

@@ -167,11 +167,11 @@ def _label(label: str, data: str) -> str:
     return f"{label} ({data.partition(' (')[0].rpartition('/')[2]})"
 
 
-def _table(heads: Sequence[str]) -> Table:
+def _table(heads: Sequence[str], first: str = "") -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table.add_column(first, justify="right" if first else "left")
     for head in heads:
         table.add_column(head, justify="right")
     return table
@@ -184,7 +184,7 @@ def _print(table: Table) -> None:
 
 
 def print_result(result: Result, output: Path) -> None:
-    """What a run found and made, and where it lies."""
+    """Prints what a run found and wrote, and where."""
     from depthcut.model.heads import head_of_model
     from depthcut.model.paging import pager_of
     from depthcut.report.answer import kind_note
@@ -209,17 +209,11 @@ def print_result(result: Result, output: Path) -> None:
 
 def print_scores(table: ScoreTable) -> None:
     """Every metric of every block."""
-    from rich.console import Console
-    from rich.table import Table
-
     blocks = [scores for scores in table.scores if scores.unit == "block"]
-    view = Table(box=None, pad_edge=False)
-    view.add_column("block", justify="right")
-    for scores in blocks:
-        view.add_column(scores.metric, justify="right")
+    view = _table([scores.metric for scores in blocks], "block")
     for layer in range(table.model.num_blocks):
         view.add_row(str(layer), *(f"{scores.values[str(layer)]:.4f}" for scores in blocks))
-    Console(width=None if sys.stdout.isatty() else 120).print(view)
+    _print(view)
 
 
 def print_study(found: Study, output: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 POINTS_AT_LEAST = 6
-"""Fewer points follow a broken stick whatever they are."""
+"""With fewer points two lines fit any curve."""
 
 PLATEAU = 0.9
 """A curve is judged up to the point where it has first risen by this share: a collapsed model cannot get much worse,

@@ -24,7 +24,7 @@ TOKENS = 97
 """Prompts are made of the first token ids that every vocabulary has."""
 
 TimedRun = Callable[[list[int], int], tuple[float, float]]
-"""Reads a prompt and decodes so many tokens after the first; seconds of both."""
+"""Takes the length of a prompt and a number of tokens to decode after it; returns the seconds of both."""
 
 
 class EngineOptions(NamedTuple):

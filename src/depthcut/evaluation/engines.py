@@ -162,7 +162,7 @@ def _find(engine: str, model: str, dtype: str) -> TimedModel:
         raise InputError(f"vllm is timed on model directories, not on {model}; write one with depthcut export {model}")
     if engine == "vllm" and is_marked(source.config):
         raise InputError(
-            f"vllm does not read {model}, whose blocks lack sublayers, in this form; write it for vllm with depthcut "
+            f"vllm does not read {model}, whose blocks lack sublayers, in this format; write it for vllm with depthcut "
             f"export {model} --to nemotron-nas"
         )
     sizes = sizes_from_config(source.config, source.architecture, source.dtype)

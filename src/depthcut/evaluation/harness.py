@@ -98,7 +98,7 @@ def model_digest(source: ModelSource) -> str:
 
 
 def default_cache() -> Path:
-    """Where results are kept unless told otherwise: the user's cache folder."""
+    """The default folder of cached results: in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthcut" / "evaluation"
 
 

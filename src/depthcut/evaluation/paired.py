@@ -22,7 +22,7 @@ RETAINED = "/retained"
 
 BOOTSTRAP_DRAWS = 1000
 CHANCE_ERRORS = 2.0
-"""A dense score less than so many standard errors above chance retains nothing that could be told from noise."""
+"""Standard errors above chance that a dense score needs; below that, a retained share would be noise."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Probe:
 
 
 def repeated_share(tokens: Sequence[int]) -> float | None:
-    """The share of n-grams that stand earlier in the same text, in [0, 1); None for a text shorter than one."""
+    """The share of n-grams that occur earlier in the same text, in [0, 1); None for a text shorter than one."""
     ngrams = [tuple(tokens[begin : begin + NGRAM]) for begin in range(len(tokens) - NGRAM + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
 

@@ -172,7 +172,7 @@ def _average(found: Sequence[tuple[Task | TaskGroup, Sequence[Score]]]) -> tuple
 
 
 def _main(scores: Sequence[Score]) -> Score | None:
-    """The one metric of a row that stands in an average: right answers, else another share of items."""
+    """The metric of a row that counts in an average: right answers if there are such, else another share of items."""
     means = {score.metric: score for score in scores if score.strata and _is_share(score)}
     for name in CHOICE_METRICS:
         if name in means:

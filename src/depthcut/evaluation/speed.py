@@ -26,19 +26,19 @@ DECODE_TOKENS = 32
 ROUNDS = 5
 LEAST_ROUNDS = 3
 SETTLED_SPREAD = 0.05
-"""Widest range of the rounds' ratios, as a share of their median, at which half of the rounds say what all would."""
+"""If the range of the rounds' ratios is at most this share of their median, half of the rounds are enough."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What one reading of a prompt and decoding after it took; loading and splitting into tokens left out."""
+    """Seconds for reading a prompt and for decoding after it, without loading and tokenising."""
 
     prompt: float
     decode: float
 
 
 Timer = Callable[[int, int], Seconds]
-"""Reads a prompt of so many tokens, then decodes so many."""
+"""Takes the length of a prompt and a number of tokens to decode after it, and times both."""
 
 
 def phases(prompt_tokens: int, decode_tokens: int = DECODE_TOKENS) -> dict[str, int]:

@@ -27,7 +27,7 @@ from depthcut.types import InputError
 
 INSTALL = "pip install depthcut[eval]"
 FEWSHOT_SEED = 1234
-"""The harness's own default, of what examples stand before a question."""
+"""The harness's default seed for choosing the examples before a question."""
 BROKEN_TASK = (
     ArithmeticError,
     AssertionError,
@@ -185,7 +185,7 @@ def _index(names: Sequence[str], include_path: str | None) -> Any:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    """The harness knows thousands of names, so only the nearest are told."""
+    """One sentence with the nearest names only, because the harness knows thousands."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return (
@@ -263,7 +263,7 @@ def _named(value: object) -> str:
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """While open, the harness and transformers tell only of errors, and nothing of theirs goes to standard output."""
+    """Inside the context, the harness and transformers print only errors, and nothing to standard output."""
     logger = logging.getLogger("lm_eval")
     level, verbosity = logger.level, transformers_logging.get_verbosity()
     logger.setLevel(logging.ERROR)

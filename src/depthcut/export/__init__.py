@@ -1,4 +1,4 @@
-"""Forms in which a pruned model is written: one file a form. Every one verifies what it wrote, in a fresh process."""
+"""Formats in which a pruned model is written, one file each. Each verifies what it wrote, in a fresh process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VerificationError(RuntimeError):
 
 
 class Export(Protocol):
-    """One form.
+    """One format.
 
     Attributes:
         note: what a user of the result should know beside that it was written, in a sentence; empty where nothing.
@@ -29,7 +29,7 @@ class Export(Protocol):
     note: ClassVar[str]
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raises InputError where the form cannot hold a model of this configuration; needs no weights."""
+        """Raises InputError where the format cannot hold a model of this configuration; needs no weights."""
         ...
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -42,14 +42,13 @@ class Export(Protocol):
 
 
 def check_form(name: str, exporter: Export, config: PreTrainedConfig) -> None:
-    """Raises InputError where a form cannot hold a model of a configuration; needs no weights."""
+    """Raises InputError where a format cannot hold a model of a configuration; needs no weights."""
     head = head_of(config)
     if head not in getattr(exporter, "heads", ("tokens",)):
         raise InputError(
-            f"the form {name} holds models that predict tokens, and this one {GIVES[head]}; use the form hf, int8 or "
-            "nf4"
+            f"the format {name} holds models that predict tokens, and this one {GIVES[head]}; use hf, int8 or nf4"
         )
     exporter.check(config)
 
 
-EXPORTS: Registry[Export] = Registry("export form", "depthcut.export", "depthcut.exports")
+EXPORTS: Registry[Export] = Registry("export format", "depthcut.export", "depthcut.exports")

@@ -66,7 +66,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def copy_model_files(model: PreTrainedModel, folder: Path) -> None:
-    """Copies what a model's source says about generation and inputs over what stands in an existing folder."""
+    """Copies the files about generation and inputs from a model's source, replacing those in an existing folder."""
     source = source_folder(model)
     if source is not None:
         _copy(source, folder, MODEL_FILES)

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from depthcut.types import InputError
 
 LEFT_BEHIND = ["journal.jsonl", "*.partial", "checkpoints/*"]
-"""What only a run that goes on needs."""
+"""Files that only a resumed run needs."""
 
 FAILURES: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
 """A refusal, a hub that cannot be reached, a file that cannot be read: errors of whichever HTTP library the hub's
@@ -22,7 +22,7 @@ package is built on, and of the system."""
 
 
 class PushError(RuntimeError):
-    """What was written lies on disk, and did not arrive on the hub."""
+    """The model was written to disk, but the upload to the hub failed."""
 
 
 def check_push(repository: str) -> None:

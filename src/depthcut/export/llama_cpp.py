@@ -13,18 +13,9 @@ from transformers import PreTrainedConfig
 
 from depthcut.model.wrappers import decoder_config
 
-RHYTHMS = {
-    "afmoe": 4,
-    "cohere2": 4,
-    "exaone4": 4,
-    "gemma2": 2,
-    "gemma3_text": 6,
-    "gpt_oss": 2,
-    "llama4_text": 4,
-    "olmo3": 4,
-    "qwen3_5_text": 4,
-    "qwen3_next": 4,
-}
+RHYTHMS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2} | dict.fromkeys(
+    ("afmoe", "cohere2", "exaone4", "llama4_text", "olmo3", "qwen3_5_text", "qwen3_next"), 4
+)
 """Types in which llama.cpp takes every so many-th block, and no other, for one with full attention."""
 
 WITHOUT_ROTATION = {"llama4_text": 4, "smollm3": 4}
@@ -65,21 +56,6 @@ def misread(config: PreTrainedConfig) -> str | None:
         counts = " or ".join(map(str, LITE[model_type]))
         return f"it takes {counts} blocks, and no other count, for a model without low-rank queries"
     return None
-
-
-def conditions(model_type: str) -> str:
-    """What a removal must not change if llama.cpp is to read the rest of a model of the type rightly; may be empty."""
-    found = []
-    if model_type in RHYTHMS:
-        found.append(f"every {_ordinal(RHYTHMS[model_type])} block has to be the one with full attention")
-    if model_type in WITHOUT_ROTATION:
-        found.append(f"every {_ordinal(WITHOUT_ROTATION[model_type])} block has to be the one that does not rotate")
-    if model_type in SCALED_BY_WIDTH:
-        found.append(f"the 27B model is known by its {SCALED_BY_WIDTH[model_type]} blocks and cannot be made shorter")
-    if model_type in LITE:
-        counts = " or ".join(map(str, LITE[model_type]))
-        found.append(f"models without low-rank queries are known by {counts} blocks, which others must not have")
-    return "; ".join(found)
 
 
 def _beats(marked: list[bool], period: int) -> bool:

@@ -32,12 +32,12 @@ class Mergekit:
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         base = lineage(model.config, "mergekit").base_model
         if base.format == "gguf":
-            raise InputError("mergekit reads no GGUF, and this model was made from one; leave the form mergekit out")
+            raise InputError("mergekit reads no GGUF, and this model was made from one; leave the format mergekit out")
         blocks = _blocks(model.config)
         if different := _difference(model, blocks):
             raise InputError(
                 f"{different} is not the dense model's, since a repair changed it, and mergekit only puts blocks "
-                "together; write the form mergekit of a model that was not repaired (--repair none)"
+                "together; write the format mergekit of a model that was not repaired (--repair none)"
             )
         slices = [{"sources": [{"model": base.source, "layer_range": [begin, end]}]} for begin, end in _runs(blocks)]
         recipe = {"merge_method": "passthrough", "dtype": base.written_dtype or base.dtype, "slices": slices}

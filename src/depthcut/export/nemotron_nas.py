@@ -61,7 +61,7 @@ class NemotronNas:
         elif config.hidden_act not in ("silu", "swish"):
             reason = f"engines compute its FFNs with silu, not {config.hidden_act}"
         if reason is not None:
-            raise InputError(f"the form nemotron-nas cannot hold this model: {reason}; {_instead(config)}")
+            raise InputError(f"the format nemotron-nas cannot hold this model: {reason}; {_instead(config)}")
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config = _configuration(model)
@@ -76,7 +76,7 @@ class NemotronNas:
         make_readable(folder)
 
     def verify(self, folder: Path, model: PreTrainedModel, input_ids: torch.Tensor) -> None:
-        """Compares loss and greedy tokens: by a reader of ours, and by vLLM where there is one."""
+        """Compares loss and greedy tokens, by depthcut's own reader, and by vLLM if it is installed."""
         verify_with("a stock Llama filled from block_configs", CHECK_SCRIPT, folder, model, input_ids)
         if python := find_interpreter("vllm"):
             verify_with("vLLM", VLLM_SCRIPT, folder, model, input_ids, python)

@@ -47,7 +47,7 @@ class Quantised:
 
     def check(self, config: PreTrainedConfig) -> None:
         require_unquantised(config, self.scheme)
-        require_reader(self.scheme, f"the form {self.scheme}")
+        require_reader(self.scheme, f"the format {self.scheme}")
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         write_directory(quantise(model, self.scheme), tokenizer, folder)
@@ -58,7 +58,7 @@ class Quantised:
 
 
 def quantise(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
-    """A quantised copy of a model, in eval mode; the model goes through a temporary directory on its way."""
+    """A quantised copy of a model, in eval mode, made by way of a temporary directory."""
     schemes: dict[Scheme, dict[str, Any]] = {
         "int8": {"load_in_8bit": True},
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": model.dtype},

@@ -35,12 +35,12 @@ class TextOnly:
         """
         if not is_wrapper(config):
             raise InputError(
-                f"a {config.model_type} model is a language model and nothing else; leave the form text-only out"
+                f"a {config.model_type} model is a language model and nothing else; leave the format text-only out"
             )
         if type(decoder_config(config)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(
                 f"the decoder of a {config.model_type} model is no causal LM that transformers loads by itself; write "
-                "the whole model: the form hf"
+                "the whole model: the format hf"
             )
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 Every engine that runs the family runs it and gives the right answers, bit for bit in transformers, since a sublayer
 whose weights are all zero adds exactly zero. It is neither smaller nor faster than a model whose blocks are whole, and
-its KV cache is no smaller: the form for engines that know nothing else.
+its KV cache is no smaller: the format for engines that know nothing else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Zeroed:
     """The stock architecture, with zeros where sublayers are absent."""
 
     note: ClassVar[str] = (
-        "right answers in every engine, but no gain: absent sublayers are stored and computed as zeros; the forms "
+        "right answers in every engine, but no gain: absent sublayers are stored and computed as zeros; the formats "
         "nemotron-nas and gguf leave them out"
     )
 
@@ -41,8 +41,8 @@ class Zeroed:
         require_unquantised(config, "zeroed")
         if is_marked(config) and not getattr(config, "do_layer_norm_before", True):
             raise InputError(
-                "the form zeroed cannot hold this model: its norms come after the addition, so a sublayer of zeros "
-                "still changes the stream; use the form hf"
+                "the format zeroed cannot hold this model: its norms come after the addition, so a sublayer of zeros "
+                "still changes the stream; use the format hf"
             )
 
     def write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -16,8 +16,6 @@ ROUNDING = 1e-9
 
 SHARES = ("parameters", "kv", "latency")
 """Budgets that say which fraction may stay."""
-AMOUNTS = ("bytes", "memory", "tokens-per-second")
-"""Budgets that say an amount."""
 TIMED = ("latency", "tokens-per-second")
 """Budgets that need units to be timed."""
 SPELLINGS = (

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from depthcut.model.branches import Architecture, Branch
+from depthcut.model.branches import Architecture, Branch, alike
 from depthcut.model.heads import head_of
 from depthcut.model.whole_families import WHOLE_FAMILIES, WHOLE_VARIANTS
 from depthcut.model.wrappers import LIKE, blocks_of_wrapper, decoder_config, is_wrapper
@@ -113,58 +113,38 @@ _LFM2 = Architecture(
     }
 )
 
+
 FAMILIES: dict[str, Architecture] = {
-    "llama": PRE_NORM,
-    "mistral": PRE_NORM,
-    "ministral": PRE_NORM,
-    "ministral3": PRE_NORM,
-    "qwen2": PRE_NORM,
-    "qwen3": PRE_NORM,
-    "gemma": PRE_NORM,
-    "gemma2": SANDWICH_NORM,
-    "gemma3_text": SANDWICH_NORM,
-    "vaultgemma": _pre_norm(ffn={"norms_before": ("pre_feedforward_layernorm",)}),
-    "olmo": PRE_NORM,
-    "olmo2": POST_NORM,
-    "olmo3": POST_NORM,
-    "phi": _one_norm("input_layernorm", {"projection": "self_attn.dense"}, {"projection": "mlp.fc2"}),
-    "phi3": PRE_NORM,
-    "granite": PRE_NORM,
-    "granite_swa": PRE_NORM,
-    "smollm3": PRE_NORM,
-    "starcoder2": _pre_norm(ffn={"projection": "mlp.c_proj"}),
-    "stablelm": PRE_NORM,
-    "nemotron": PRE_NORM,
-    "internlm3": PRE_NORM,
-    "arcee": PRE_NORM,
-    "cwm": PRE_NORM,
-    "ernie4_5": PRE_NORM,
-    "exaone4": POST_NORM,
-    "glm": PRE_NORM,
-    "glm4": Architecture(
-        {
-            "attn": replace(ATTENTION, norms_after=("post_self_attn_layernorm",)),
-            "ffn": replace(FFN, norms_after=("post_mlp_layernorm",)),
-        }
+    **alike(
+        "arcee aria_text axk1 axk2 bitnet cwm deepseek_v2 deepseek_v3 deepseek_v32 dots1 dots3_note_text ernie4_5 "
+        "ernie4_5_moe exaone_moe flint gemma glm glm4_moe glm4_moe_lite granite granite_swa helium "
+        "hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3 iquestcoder jais2 laguna llama mellum mimo_v2_flash "
+        "minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral nemotron olmo olmoe phi3 "
+        "phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open stablelm youtu",
+        PRE_NORM,
     ),
-    "helium": PRE_NORM,
-    "hunyuan_v1_dense": PRE_NORM,
+    **alike("gemma2 gemma3_text", SANDWICH_NORM),
+    **alike("olmo2 olmo3 exaone4 flex_olmo", POST_NORM),
+    **alike("cohere cohere2 cohere_compass_text cohere2_moe", _one_norm("input_layernorm")),
+    **alike("gpt2 gpt_bigcode gpt-sw3", _GPT2),
+    **alike("gptj codegen", _GPT_J),
+    **alike("mamba mamba2 falcon_mamba", _STATE_SPACE),
+    **alike("lfm2 lfm2_moe", _LFM2),
+    **alike("qwen3_next qwen3_5_text qwen3_5_moe_text", _DELTA_NET),
+    **alike(
+        "glm4 kolibri1",
+        _pre_norm({"norms_after": ("post_self_attn_layernorm",)}, {"norms_after": ("post_mlp_layernorm",)}),
+    ),
+    "vaultgemma": _pre_norm(ffn={"norms_before": ("pre_feedforward_layernorm",)}),
+    "phi": _one_norm("input_layernorm", {"projection": "self_attn.dense"}, {"projection": "mlp.fc2"}),
+    "starcoder2": _pre_norm(ffn={"projection": "mlp.c_proj"}),
     "hyperclovax": _pre_norm({"norms_after": ("post_norm1",)}, {"norms_after": ("post_norm2",)}),
-    "jais2": PRE_NORM,
     "nanochat": _pre_norm(ffn={"projection": "mlp.fc2"}),
     "persimmon": _pre_norm({"projection": "self_attn.dense"}, _NEOX_FFN),
-    "seed_oss": PRE_NORM,
-    "youtu": PRE_NORM,
     "apertus": _pre_norm({"norms_before": ("attention_layernorm",)}, {"norms_before": ("feedforward_layernorm",)}),
-    "cohere": _one_norm("input_layernorm"),
-    "cohere2": _one_norm("input_layernorm"),
-    "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
     "gpt_neo": _pre_norm(
         _GPT2_ATTENTION | {"projection": "attn.attention.out_proj"}, _GPT2_FFN, blocks="transformer.h", block_outputs=2
     ),
-    "gptj": _GPT_J,
-    "codegen": _GPT_J,
     "gpt_neox": _pre_norm(
         {"core": "attention", "projection": "attention.dense"}, _NEOX_FFN, blocks="gpt_neox.layers", parallel=True
     ),
@@ -190,17 +170,6 @@ FAMILIES: dict[str, Architecture] = {
         blocks="transformer.h",
         block_outputs=2,
     ),
-    "mixtral": PRE_NORM,
-    "phimoe": PRE_NORM,
-    "qwen2_moe": PRE_NORM,
-    "qwen3_moe": PRE_NORM,
-    "olmoe": PRE_NORM,
-    "flex_olmo": POST_NORM,
-    "deepseek_v2": PRE_NORM,
-    "deepseek_v3": PRE_NORM,
-    "dots1": PRE_NORM,
-    "glm4_moe": PRE_NORM,
-    "minimax_m2": PRE_NORM,
     "afmoe": Architecture(
         {
             "attn": replace(ATTENTION, norms_after=("post_attention_layernorm",)),
@@ -219,9 +188,6 @@ FAMILIES: dict[str, Architecture] = {
             "settings": {"is_moe_layer": False},
         }
     ),
-    "mamba": _STATE_SPACE,
-    "mamba2": _STATE_SPACE,
-    "falcon_mamba": _STATE_SPACE,
     "nemotron_h": Architecture(
         {"mixer": replace(_NEMOTRON_H_FFN, projection="mixer.out_proj", alternative=_NEMOTRON_H_ATTENTION)}
     ),
@@ -231,50 +197,11 @@ FAMILIES: dict[str, Architecture] = {
         _MAMBA_BRANCH,
         {"core": "shared_mlp", "projection": "shared_mlp.output_linear", "beside": ("block_sparse_moe",)},
     ),
-    "lfm2": _LFM2,
-    "lfm2_moe": _LFM2,
-    "qwen3_next": _DELTA_NET,
-    "qwen3_5_text": _DELTA_NET,
-    "qwen3_5_moe_text": _DELTA_NET,
-    "gpt-sw3": _GPT2,
-    "cohere_compass_text": _one_norm("input_layernorm"),
-    "cohere2_moe": _one_norm("input_layernorm"),
-    "kolibri1": Architecture(
-        {
-            "attn": replace(ATTENTION, norms_after=("post_self_attn_layernorm",)),
-            "ffn": replace(FFN, norms_after=("post_mlp_layernorm",)),
-        }
-    ),
     "lfm3": replace(
         _LFM2,
         branches={
             kind: _with_norm_after(branch, f"post_{branch.norms_before[0]}") for kind, branch in _LFM2.branches.items()
         },
-    ),
-    **dict.fromkeys(
-        (
-            "aria_text",
-            "axk1",
-            "axk2",
-            "bitnet",
-            "deepseek_v32",
-            "dots3_note_text",
-            "ernie4_5_moe",
-            "exaone_moe",
-            "flint",
-            "glm4_moe_lite",
-            "hunyuan_v1_moe",
-            "hy_v3",
-            "iquestcoder",
-            "laguna",
-            "mellum",
-            "mimo_v2_flash",
-            "minicpm3",
-            "minimax_m3_vl_text",
-            "phi4_multimodal",
-            "solar_open",
-        ),
-        PRE_NORM,
     ),
     **WHOLE_FAMILIES,
 }

@@ -28,7 +28,7 @@ the block's index and the stream before and after the whole block."""
 
 @dataclass
 class Beside:
-    """What the blocks of one pass hand on beside the stream.
+    """The values beside the hidden states that the blocks of one pass give to the next block.
 
     Attributes:
         carried: by name of the parameter that takes it.
@@ -47,7 +47,7 @@ def bind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 
 
 def returned(architecture: Architecture, stream: torch.Tensor, given: dict[str, Any]) -> Any:
-    """The output of a block that returns its stream unchanged, and hands on the carried values that it was given."""
+    """The output of a block that returns its input unchanged, together with the carried values that it was given."""
     if architecture.block_outputs == 1:
         return stream
     carried = [given.get(name) for name in architecture.carried]

@@ -119,12 +119,12 @@ class Architecture:
 
     @property
     def pairs(self) -> bool:
-        """Whether branches of neighbouring blocks can be paired anew into whole blocks."""
+        """Whether sublayers of neighbouring blocks can be joined into whole blocks."""
         return len(self.branches) > 1 and not self.parallel
 
     @property
     def whole(self) -> bool:
-        """Whether a block goes as a whole or not at all."""
+        """Whether only whole blocks can be removed."""
         return "block" in self.branches
 
     def settle(self, decoder: PreTrainedConfig) -> None:
@@ -148,5 +148,10 @@ class Architecture:
         return tuple(Unit(layer, kind) for layer in range(num_blocks) for kind in self.branches)
 
 
+def alike(names: str, row: Architecture) -> dict[str, Architecture]:
+    """The same row for several families, whose names are separated by spaces."""
+    return dict.fromkeys(names.split(), row)
+
+
 WHOLE = Branch("")
-"""Of a block that goes as a whole or not at all."""
+"""The branch of families of which only whole blocks can be removed."""

@@ -20,7 +20,7 @@ WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attenti
 def cache_bytes(
     config: PreTrainedConfig, architecture: Architecture, sizes: ModelSizes, context: int
 ) -> dict[Unit, float]:
-    """Bytes that every unit keeps of one sequence of so many tokens.
+    """Bytes of KV cache of every unit, for one sequence of a given length.
 
     Args:
         sizes: whose keys and values are of the precision that counts; states count in it too, or in float32 where the

@@ -31,7 +31,7 @@ def lineage(config: PreTrainedConfig, form: str) -> Lineage:
     """The lineage of a model by its configuration.
 
     Args:
-        form: the export form that asks, for the error.
+        form: the export format that asks, for the error.
 
     Raises:
         InputError: depthcut did not make the model.
@@ -42,7 +42,7 @@ def lineage(config: PreTrainedConfig, form: str) -> Lineage:
         removed = TypeAdapter(Removal).validate_python(said["removed"])  # type: ignore[index]
     except (TypeError, KeyError, ValidationError) as error:
         raise InputError(
-            f"the form {form} says what became of each block of a dense model, and config.json does not say which "
+            f"the format {form} says what became of each block of a dense model, and config.json does not say which "
             "model this was made from; give a directory that depthcut wrote"
         ) from error
     architecture = find_architecture(config)

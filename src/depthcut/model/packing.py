@@ -1,4 +1,4 @@
-"""Which blocks the kept sublayers form: each attention is paired anew with the feed-forward part after it.
+"""The blocks that the kept sublayers form: each attention is paired with the feed-forward sublayer that follows it.
 
 A removal of any adjacent pairs (A·F or F·A) leaves whole blocks. Nothing heavy is imported here.
 """
@@ -28,7 +28,7 @@ class PackedBlock:
 
 
 def pack(units: Sequence[Unit], removed: Collection[Unit], architecture: Architecture) -> list[PackedBlock]:
-    """Pairs the kept sublayers anew, in order of execution, into as few blocks as there can be.
+    """Joins the kept sublayers, in order of execution, into as few blocks as possible.
 
     Where branches cannot be paired anew (they read the same stream) they stay where they are.
     """

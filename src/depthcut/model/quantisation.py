@@ -94,11 +94,11 @@ def require_reader(stored: str, what: str, entries: Mapping[str, Any] | None = N
 
 
 def require_unquantised(config: PreTrainedConfig, form: str) -> None:
-    """Raises InputError where a form cannot be made because the weights are quantised already."""
+    """Raises InputError where a format cannot be made because the weights are quantised already."""
     stored = quantisation(config)
     if stored is not None:
         raise InputError(
-            f"the form {form} cannot hold this model: its weights are stored as {stored}, which it would round a "
+            f"the format {form} cannot hold this model: its weights are stored as {stored}, which it would round a "
             "second time or not understand; make it from the unquantised model, or use --to hf"
         )
 

@@ -114,8 +114,8 @@ def require_no_emulations(config: PreTrainedConfig, form: str) -> None:
     """Raises InputError where modules stand in place of removed sublayers, which no engine's format has."""
     if getattr(config, EMULATED, None):
         raise InputError(
-            f"the form {form} cannot hold this model: {min(getattr(config, EMULATED))} was replaced with a module of "
-            "depthcut's (repair bias or low-rank); use the form hf, or repair with refit, which needs no module"
+            f"the format {form} cannot hold this model: {min(getattr(config, EMULATED))} was replaced with a module of "
+            "depthcut's (repair bias or low-rank); use the format hf, or repair with refit, which needs no module"
         )
 
 

@@ -41,7 +41,7 @@ def first(output: Any) -> torch.Tensor:
 
 @contextmanager
 def watch(modules: Iterable[nn.Module], see: Callable[[Call], None], *, before: bool = False) -> Iterator[None]:
-    """While open, `see` is told of each call of the modules: after it, or before it."""
+    """Inside the context, `see` is called after, or before, each call of the modules."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any = None) -> None:
         keywords = dict(keywords)

@@ -1,7 +1,7 @@
-"""Families whose blocks go as a whole or not at all: how each hands on its stream, and what hangs on its blocks.
+"""Families of which only whole blocks can be removed: where the blocks are, what they return, what depends on them.
 
-What is inside of such a block is of no account: branches that add to a normed or scaled stream, several attentions, or
-several streams at once. `VARIANTS` says what follows from a configuration.
+The inside of such a block does not matter: branches that add to normed or scaled hidden states, several attentions, or
+several streams at once. `WHOLE_VARIANTS` has what depends on the configuration.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from depthcut.model.branches import WHOLE, Architecture
+from depthcut.model.branches import WHOLE, Architecture, alike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -23,56 +23,40 @@ def _whole(blocks: str = "model.layers", outputs: int = 1, **settings: Any) -> A
 PER_LAYER_EMBEDDINGS = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
 
 WHOLE_FAMILIES: dict[str, Architecture] = {
-    "bailing_hybrid": _whole(),
-    **dict.fromkeys(
-        ("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus", "plbart"),
+    **alike(
+        "bailing_hybrid deepseek_v4 doge gemma4_unified_text granitemoe_swa inkling_text kimi_linear minimax "
+        "modernbert-decoder olmo_hybrid qwen4_exp_text recurrent_gemma",
+        _whole(),
+    ),
+    **alike("bert bert-generation big_bird", _whole("bert.encoder.layer")),
+    **alike("camembert roberta xlm-roberta xlm-roberta-xl xmod", _whole("roberta.encoder.layer")),
+    **alike("glm_moe_dsa hy_v4", _whole(outputs=2, carried=("prev_topk_indices",))),
+    **alike("mvp trocr", _whole("model.decoder.layers", 2)),
+    **alike(
+        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart pegasus plbart whisper",
         _whole("model.decoder.layers"),
     ),
-    "bert": _whole("bert.encoder.layer"),
-    "bert-generation": _whole("bert.encoder.layer"),
-    "big_bird": _whole("bert.encoder.layer"),
-    "camembert": _whole("roberta.encoder.layer"),
     "cpmant": _whole("cpmant.encoder.layers", 2),
     "ctrl": _whole("transformer.h"),
     "data2vec-text": _whole("data2vec_text.encoder.layer"),
     "dbrx": _whole("transformer.blocks"),
-    "deepseek_v4": _whole(),
-    "doge": _whole(),
     "electra": _whole("electra.encoder.layer"),
     "ernie": _whole("ernie.encoder.layer"),
     "falcon_h1": _whole(outputs=2),
     "gemma3n_text": _whole(streams_first=True, tables=PER_LAYER_EMBEDDINGS),
     "gemma4_text": _whole(tables=PER_LAYER_EMBEDDINGS),
-    "gemma4_unified_text": _whole(),
     "git": _whole("git.encoder.layer"),
-    "glm_moe_dsa": _whole(outputs=2, carried=("prev_topk_indices",)),
     "gpt_neox_japanese": _whole("gpt_neox_japanese.layers", 2),
-    "granitemoe_swa": _whole(),
-    "hy_v4": _whole(outputs=2, carried=("prev_topk_indices",)),
-    "inkling_text": _whole(),
-    "kimi_linear": _whole(),
     "longcat_flash": _whole(slots=2),
     "megatron-bert": _whole("bert.encoder.layer", 2),
-    "minimax": _whole(),
-    "modernbert-decoder": _whole(),
-    "mvp": _whole("model.decoder.layers", 2),
-    "olmo_hybrid": _whole(),
     "openai-gpt": _whole("transformer.h", 2),
-    "qwen4_exp_text": _whole(),
-    "recurrent_gemma": _whole(),
     "rembert": _whole("rembert.encoder.layer", 2),
-    "roberta": _whole("roberta.encoder.layer"),
     "roberta-prelayernorm": _whole("roberta_prelayernorm.encoder.layer"),
     "roc_bert": _whole("roc_bert.encoder.layer"),
     "roformer": _whole("roformer.encoder.layer", 2),
     # Halving the stream every few blocks would divide weights by the index of their block; undone, it is no part.
     "rwkv": _whole("rwkv.blocks", 3, carried=("state",), entry="pre_ln", settings={"rescale_every": 0}),
-    "trocr": _whole("model.decoder.layers", 2),
-    "whisper": _whole("model.decoder.layers"),
-    "xlm-roberta": _whole("roberta.encoder.layer"),
-    "xlm-roberta-xl": _whole("roberta.encoder.layer"),
     "xlstm": _whole("backbone.blocks", 2),
-    "xmod": _whole("roberta.encoder.layer"),
     "zaya": _whole(outputs=2, carried=("prev_router_hidden_states",), last_entry=0),
 }
 

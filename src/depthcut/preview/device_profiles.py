@@ -96,7 +96,7 @@ def find_profile(name: str, dtype: torch.dtype, hidden_size: int, widest: int) -
 def measure_here(
     dtype: torch.dtype, hidden_size: int, widest: int, *, device: str = "auto", seconds: float = MEASURED_SECONDS
 ) -> DeviceProfile:
-    """Times the two products of a feed-forward part of the model's size, for so many seconds."""
+    """Times the two matrix products of a feed-forward sublayer of the model's size, for the given seconds."""
     place = torch.device(chosen_device(device))
     width = min(widest, 2**14)
     tokens = torch.ones(MEASURED_TOKENS // 4 if place.type == "cpu" else MEASURED_TOKENS, hidden_size)

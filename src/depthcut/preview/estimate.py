@@ -2,7 +2,7 @@
 
 Floating-point operations follow from the units that run (`model/flops.py`) and from what each search says of itself
 (`Search.estimate`). Memory is what is kept by design, and the largest temporaries beside it. Of repairs only the order
-of magnitude is known: what they try depends on what helps. Not counted: timing, tasks, generation, further forms, and
+of magnitude is known: what they try depends on what helps. Not counted: timing, tasks, generation, further formats, and
 what a training keeps of activations and gradients.
 
 Assumptions where a device is named: several devices share the work evenly; weights that do not fit into the memory of

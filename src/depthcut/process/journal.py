@@ -1,4 +1,4 @@
-"""What long work has already found, one line a result: a run killed at any moment goes on without repeating it.
+"""The results of a long run, one per line, so that a run killed at any moment continues without repeating work.
 
 The first line says what the results are of; a journal of anything else is refused. A last line that was cut off in the
 middle is dropped. Lines are appended and handed to the operating system at once, so a killed process loses at most the
@@ -112,7 +112,7 @@ def unite(path: Path) -> None:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a journal, its header first; one that was cut off at the end is dropped, and told."""
+    """The lines of a journal, its header first; a last line that was cut off is dropped with a message."""
     try:
         *whole, cut_off = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

@@ -186,7 +186,7 @@ def tells() -> bool:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun starts this process anew after another one died."""
+    """Whether torchrun has restarted this process after another one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

@@ -50,7 +50,7 @@ def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
 
 
 def work_folder(output: Path) -> Path:
-    """Where work on an output goes on until it is whole."""
+    """The folder in which an output is written until it is complete."""
     resolved = output.resolve()
     return resolved.parent / f".{resolved.name}.unfinished"
 

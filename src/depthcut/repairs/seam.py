@@ -1,4 +1,4 @@
-"""Trains what stands about each removed run, and nothing else: the seam alone is run, without a head or other blocks.
+"""Trains only the sublayers around each removed run (the seam); nothing else runs, not even the output head.
 
 The pruned stream goes in, and the dense stream behind the last sublayer that trains is what should come out, each
 token's error over its squared length, since the norms that follow divide by that. All weights of these sublayers train,

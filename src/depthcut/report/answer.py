@@ -102,7 +102,7 @@ def _cost_notes(by_name: Mapping[str, Row], retained: str, plan: Plan, repairs: 
 
 
 def _speed_figure(by_name: Mapping[str, Row]) -> KeyNumber | None:
-    """Decoding and prompt speed; beside a speed-up measured in pairs, speeds of different moments tell nothing."""
+    """Decoding: the speed-up if it was measured in pairs, else tokens per second; with prompt and cache as notes."""
     prompt = _pruned_text(by_name, "prompt_speedup") or _change(by_name, "prompt_tokens_per_second")
     ideal, cache = _pruned_text(by_name, "decode_ideal_speedup"), _change(by_name, "kv_bytes_per_token")
     parts = (("ideal", ideal), ("reading a prompt", prompt), ("KV cache", cache))

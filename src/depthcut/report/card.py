@@ -38,7 +38,7 @@ FORM_ENGINES = (
         f"vllm serve {HERE}{{}}",
     ),
 )
-"""Forms, and how an engine loads one from a folder."""
+"""Formats, and how an engine loads one from a folder."""
 LOADERS: dict[HeadKind, str] = {
     "tokens": "AutoModelForCausalLM",
     "classes": "AutoModelForSequenceClassification",
@@ -58,7 +58,7 @@ class Contents:
         form: `gguf`, `nemotron-nas`, or `hf` where transformers loads it.
         loader: the Auto class of transformers that loads it.
         own_code: whether blocks lack sublayers, so that the checkpoint is of a type of its own and brings code.
-        inner: further forms, each in a folder of its name.
+        inner: further formats, each in a folder of its name.
     """
 
     form: str = "hf"
@@ -132,19 +132,19 @@ def write_model_card(path: Path, run: Run, *, base_model: str | None, license: s
 
 
 def renew_model_card(path: Path, run: Run) -> None:
-    """Writes a card anew, in a directory of another form perhaps; base model and licence stay as they stand in it."""
+    """Writes a card again, perhaps in a directory of another format; keeps its base model and licence."""
     known = card_metadata(path)
     write_model_card(path, run, base_model=known.get("base_model"), license=known.get("license"))
 
 
 def engines(contents: Contents) -> list[tuple[str, str]]:
-    """Engine beside transformers, and how it loads what lies in the directory; Markdown."""
+    """Engines other than transformers, and how each loads the model in the directory, as Markdown."""
     rows = [(engine, f"`{how.format('')}`") for form, engine, how in FORM_ENGINES if form == contents.form]
     if contents.form == "hf" and not contents.own_code:
         rows.append(("vLLM, SGLang, ...", f"whatever serves the dense model serves this: `vllm serve {HERE}`"))
     rows += [(engine, f"`{how.format(f'/{form}')}`") for form, engine, how in FORM_ENGINES if form in contents.inner]
     if contents.own_code and not contents.inner:
-        rows.append(("others", f"in a form of their own: `depthcut export {HERE} --to FORM -o OUT` (`depthcut ls`)"))
+        rows.append(("others", f"in another format: `depthcut export {HERE} --to FORMAT -o OUT` (`depthcut ls`)"))
     return rows
 
 
@@ -211,7 +211,7 @@ def front_matter(metadata: Mapping[str, object]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line and inside a table cell."""
+    """Text escaped so that Markdown shows it unchanged, on one line and inside a table cell."""
     one_line = " ".join(text.split())
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
 

@@ -88,7 +88,7 @@ def path_rows(plan: Plan, dense_parameters: float | None) -> list[PathRow]:
 
 
 def removed_blocks(plan: Plan) -> list[int]:
-    """The blocks of which nothing is left: removed as a block, or without their FFN and what stands before it."""
+    """The blocks of which nothing is left: removed as a block, or without their FFN and the sublayer before it."""
     if plan.unit == "block":
         return sorted({unit.layer for unit in plan.removed})
     without_ffn = {unit.layer for unit in plan.removed if unit.kind == "ffn"}

@@ -97,7 +97,7 @@ class Run:
 
 
 def _recipe_text(file: Path) -> str:
-    """A recipe as it stands; what it says was checked when it was run."""
+    """The text of a recipe, not checked again, because it was checked when it was run."""
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         yaml.safe_load(text)

@@ -26,7 +26,7 @@ ANSWERS = (
     ("decode_speedup", "Decoding"),
 )
 CHANGES = ("parameters", "kv_bytes_per_token", "decode_tokens_per_second")
-"""What is told as a change from the dense model rather than as a value."""
+"""Quantities shown as a change from the dense model, not as a value."""
 
 
 class RunCurve(Record):
@@ -58,7 +58,7 @@ class AnswerRow:
 
 
 def check_runs(runs: Sequence[Run]) -> None:
-    """Raises InputError where the runs cannot stand on one page."""
+    """Raises InputError if the runs cannot be shown on one page."""
     if len(runs) < 2:
         raise InputError("one run has a page of its own; give two directories or more to see them side by side")
     name, count = Counter(run.name for run in runs).most_common(1)[0]

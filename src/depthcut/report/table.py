@@ -18,7 +18,7 @@ Scale = Literal["number", "count", "bytes", "ratio"]
 
 DENSE = "dense"
 SEARCH = "search"
-"""What measurements are named that are of the search itself, and stand in no table of models."""
+"""The model name of measurements of the search itself, which no table of models shows."""
 UNKNOWN = "–"
 
 
@@ -239,7 +239,7 @@ def change_text(dense: float, other: float, as_ratio: bool = False) -> str:
 
 
 def _significant(magnitude: float, digits: int) -> str:
-    """A number >= 0 with so many significant digits; its integer digits always stand."""
+    """A number >= 0 with the given number of significant digits, and always all integer digits."""
     if magnitude == 0:
         return "0"
     exponent = math.floor(math.log10(magnitude))

@@ -1,4 +1,4 @@
-"""A written model in another form or precision: the work of `depthcut export`."""
+"""A written model in another format or precision: the work of `depthcut export`."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def export_model(
     tensor_type: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Writes a model directory in another form or precision and verifies it; its plan and card come along.
+    """Writes a model directory in another format or precision and verifies it; its plan and card come along.
 
     Args:
-        tensor_type: how a form that quantises stores matrices.
+        tensor_type: how a format that quantises stores matrices.
 
     Returns:
         What a user of the result should know, empty where nothing.
 
     Raises:
-        InputError: the form is unknown, or the directory holds no model that can be written.
+        InputError: the format is unknown, or the directory holds no model that can be written.
         VerificationError: what was written is not the model; no output appears.
     """
     exporter = _exporter(form, tensor_type)
@@ -81,5 +81,5 @@ def _exporter(form: str, tensor_type: str | None) -> Export:
     if tensor_type is None:
         return exporter
     if "tensor_type" not in {field.name for field in dataclasses.fields(exporter)}:  # type: ignore[arg-type]
-        raise InputError(f"the form {form} takes no tensor type; leave --tensor-type out, or choose --to gguf")
+        raise InputError(f"the format {form} takes no tensor type; leave --tensor-type out, or choose --to gguf")
     return replace(exporter, tensor_type=tensor_type.lower())  # type: ignore[type-var]

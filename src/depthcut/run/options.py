@@ -1,7 +1,7 @@
-"""What a run can be told: each option's name, type, default, bounds, help and place, written once.
+"""The options of a run: each one's name, type, default, bounds, help and heading, written once.
 
-The command line, recipe files, Python, the JSON schema and the reference are made from these fields. Importing this
-waits for nothing: the work is in `recipe.py`.
+The command line, recipe files, Python, the JSON schema and the reference are made from these fields. This file imports
+nothing slow; the work is in `recipe.py`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from depthcut.types import Record, UnitChoice
 AUTO = "auto"
 
 OF_APPLY = {"repair": "none"}
-"""Defaults where what goes is given and not searched for."""
+"""Defaults of commands that are given what to remove, and do not search."""
 
 Effort = Literal["quick", "normal", "high", "max"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 MODEL, REMOVAL, CALIBRATION, REPAIR, EVALUATION, TASKS, FORMS, RUN = PANELS = (
     "Model",
-    "What is removed",
-    "Text that decides",
+    "Removal",
+    "Calibration text",
     "Repair",
     "Measuring",
     "Tasks",
-    "What is written",
+    "Output",
     "Run",
 )
 """The headings under which options are listed, in that order."""
@@ -53,7 +53,7 @@ def option(panel: str, default: Any, help: str, *flags: str, separate: bool = Fa
 
 
 def option_of(field: FieldInfo) -> dict[str, Any] | None:
-    """What `option` was told of a field beside what pydantic keeps; None where no user gives it."""
+    """The arguments of `option` that pydantic does not keep; None for a field that is no option."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else None
 
 
@@ -62,13 +62,15 @@ class Options(Record):
 
     model: str = option(MODEL, ..., "Hub id, directory, .gguf file, or a packaged model (see depthcut ls).")
     revision: str | None = option(MODEL, None, "Commit, tag or branch of a hub model.")
-    adapter: str | None = option(MODEL, None, "Folder of a peft adapter of the model, merged into it before all else.")
+    adapter: str | None = option(MODEL, None, "Folder of a peft adapter to merge into the model first.")
     trust_remote_code: bool = option(MODEL, False, "Run code that comes with the model.")
     dtype: Precision = option(
-        MODEL, "auto", "What is computed in; auto is the stored type, or float32 on a CPU that is much faster at it."
+        MODEL,
+        "auto",
+        "Precision of the computation; auto is the stored one, or float32 if the CPU is much faster at it.",
     )
     save_dtype: Precision = option(
-        MODEL, "auto", "What the weights are written in; auto is what the source stores, bfloat16 for a GGUF."
+        MODEL, "auto", "Precision of the written weights; auto is that of the source, bfloat16 for a GGUF."
     )
     device: str = option(MODEL, "auto", "auto (the first accelerator where there is one), cpu, cuda, cuda:1, ...")
     method: str = option(
@@ -77,60 +79,62 @@ class Options(Record):
         "How units are chosen, with settings: greedy,strategy=exhaustive or evopress,generations=40 (see depthcut ls).",
     )
     metric: str | None = option(
-        REMOVAL, None, "What --method one-shot ranks by, a metric or an objective with settings: taylor,power=2."
+        REMOVAL, None, "What --method one-shot ranks by, a metric or an objective, with settings: taylor,power=2."
     )
     objective: str | None = option(
-        REMOVAL, None, "What a search minimises: kl, js, loss, ... Short for the method's setting objective."
+        REMOVAL,
+        None,
+        "Objective that the search minimises: kl, js, loss, ... Short for the setting objective.",
     )
     swap: bool | None = option(
-        REMOVAL, None, "Refine the set that greedy found by exchanges. Short for its setting swap."
+        REMOVAL, None, "Improve the set that greedy found by exchanging units. Short for its setting swap."
     )
     max_forwards: int | None = option(
         REMOVAL,
         None,
-        "Passes over the calibration text that shapley may take. Short for its setting max_forwards.",
+        "Most passes over the calibration text for shapley. Short for its setting max_forwards.",
         ge=1,
     )
-    unit: UnitChoice | None = option(REMOVAL, None, "What one step removes; by default the method's own.")
+    unit: UnitChoice | None = option(REMOVAL, None, "What one step removes; the default depends on the method.")
     remove: str | None = option(REMOVAL, None, "Share (25%) or number of units to remove; or give --budget.")
     budget: str | None = option(
-        REMOVAL, None, "What may stay: parameters=0.8, kv=0.7, memory=22GiB,context=8192, ... (several with +)."
+        REMOVAL, None, "What may stay: parameters=0.8, kv=0.7, memory=22GiB,context=8192, ... (join several with +)."
     )
     max_increase: str | None = option(
-        REMOVAL, None, "Remove all that costs at most this on held-out calibration text: kl=0.1, loss=0.05."
+        REMOVAL, None, "Remove as much as possible up to this increase on held-out calibration text: kl=0.1, loss=0.05."
     )
     protect: tuple[str, ...] = option(REMOVAL, (), "Blocks or sublayers that stay: 0,1,29 or 17.attn.")
     calibration: str = option(
         CALIBRATION,
         AUTO,
-        "SOURCE of the text that decides; auto is text that the model writes, or stdlib for a single pass and where "
-        "weights come from their files.",
+        "SOURCE of the text that the search uses; auto is text that the model writes, or stdlib for a method of one "
+        "pass and if weights stay in their files.",
     )
     calibration_samples: int = option(CALIBRATION, 16, "Sequences of calibration text.", ge=1)
-    calibration_length: int = option(CALIBRATION, 512, "Tokens a sequence.", ge=2)
-    evaluation: str = option(EVALUATION, "stdlib", "SOURCE of the text that measures; never the same documents.")
+    calibration_length: int = option(CALIBRATION, 512, "Tokens per sequence.", ge=2)
+    evaluation: str = option(EVALUATION, "stdlib", "SOURCE of the text to measure on; never the same documents.")
     evaluation_samples: int = option(EVALUATION, 16, "Sequences of evaluation text.", ge=1)
-    evaluation_length: int = option(EVALUATION, 512, "Tokens a sequence.", ge=2)
+    evaluation_length: int = option(EVALUATION, 512, "Tokens per sequence.", ge=2)
     tasks: tuple[str, ...] = option(
-        TASKS, (), "Tasks of lm-evaluation-harness that both models are asked: arc_easy,piqa.", "--eval", "--tasks"
+        TASKS, (), "Tasks of lm-evaluation-harness to evaluate both models on: arc_easy,piqa.", "--eval", "--tasks"
     )
     num_fewshot: int | None = option(
         TASKS, None, "Examples before each question; by default the task's own number.", ge=0
     )
-    limit: str | None = option(TASKS, None, "Documents asked of each task: a count (40) or a share (0.1).")
+    limit: str | None = option(TASKS, None, "Documents of each task: a number (40) or a share (0.1).")
     include_path: str | None = option(
-        TASKS, None, "Folder of tasks of your own as YAML; Python functions that they name run."
+        TASKS, None, "Folder with your own tasks as YAML; Python functions that they name are run."
     )
     generation: bool = option(
-        TASKS, False, "Let both models write after fixed prompts: repetition, sums, copy, format."
+        TASKS, False, "Measure what both models generate from fixed prompts: repetition, sums, copy, format."
     )
     compare: tuple[str, ...] = option(
         EVALUATION,
         (),
-        "One-pass methods, with settings, whose choice at equal parameters is measured beside: shortgpt,uidl.",
+        "Also measure what these one-pass methods would remove at equal parameters: shortgpt,uidl.",
     )
     export: tuple[str, ...] = option(
-        FORMS, (), "Further forms to write into OUT/FORM: zeroed or gguf,tensor_type=q8_0 (see depthcut ls)."
+        FORMS, (), "Further formats to write into OUT/FORMAT: zeroed or gguf,tensor_type=q8_0 (see depthcut ls)."
     )
     repair: str | None = option(
         REPAIR,
@@ -139,30 +143,30 @@ class Options(Record):
         "search that looks at the output, else none.",
     )
     repair_text: str | None = option(
-        REPAIR, None, "SOURCE of the text that repairs are fitted to; by default the calibration text's."
+        REPAIR, None, "SOURCE of the text to fit repairs to; by default that of the calibration text."
     )
     repair_samples: int | None = option(
         REPAIR,
         None,
-        "Its sequences, one in sixteen of which judges; by default four times the calibration's.",
+        "Sequences of that text, one in sixteen of which is held out; by default four times the calibration samples.",
         ge=4,
     )
     effort: Effort | None = option(
         RUN,
         None,
-        "Samples, lengths and repairs in one word, but for those that are given; by default normal.",
+        "Sets the samples, lengths and repairs that are not given; by default normal.",
     )
     batch_size: int = option(
         RUN,
         4,
-        "Sequences run together; plans of evopress and shapley, which draw batches at random, depend on it.",
+        "Sequences run together; the plans of evopress and shapley depend on it, because they draw batches at random.",
         ge=1,
     )
     memory_budget: str | None = option(
-        RUN, None, "Memory for the whole run: 8GiB; weights that do not fit are read from their files when needed."
+        RUN, None, "Memory limit of the whole run: 8GiB; weights that do not fit are read from their files when needed."
     )
     speed: bool = option(EVALUATION, True, "Time both models.")
-    seed: int = option(RUN, 0, "Of everything random.", ge=0, lt=1 << 32)
+    seed: int = option(RUN, 0, "Seed of everything random.", ge=0, lt=1 << 32)
 
     @field_validator("remove", "limit", mode="before")
     @classmethod

@@ -25,14 +25,14 @@ from depthcut.run.session import Session
 from depthcut.types import Cost, InputError, Latency, Plan, Scores, ScoreTable, Unit
 
 HELD_OUT_SHARE = 4
-"""Under a ceiling one calibration sequence in so many measures what is lost, and decides nothing."""
+"""With `--max-increase`, one calibration sequence in this many only measures the increase."""
 
 JOURNAL, HELD_OUT = JOURNALS = ("journal", "held_out")
-"""What a search found on the calibration text, and what it lost on the part of it that has a ceiling."""
+"""Names of the journals: values on the calibration text of the search, and on the held-out part of it."""
 
 
 def recipe_of_scores(recipe: Recipe) -> Recipe:
-    """The recipe of who scores and does not search: its metric is one to rank by.
+    """The recipe for scoring without a search: its metric is the one to rank by.
 
     Raises:
         InputError: there is no such metric.

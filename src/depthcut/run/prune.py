@@ -111,7 +111,7 @@ def carry_out(
     ranks: Ranks = ALONE,
     cut: Cut | None = None,
 ) -> Result:
-    """The stages after the search: removal, repair, measuring, writing, tasks, further forms, pages.
+    """The stages after the search: removal, repair, measuring, writing, tasks, further formats, pages.
 
     Args:
         folder: where the result is written; nothing is where left out.

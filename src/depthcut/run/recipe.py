@@ -1,4 +1,4 @@
-"""One run as one file: everything `depthcut prune` can be told, validated before any weight loads."""
+"""One run as one file: all options of `depthcut prune`, validated before any weight loads."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Recipe(Options):
 
     @property
     def parsed_budget(self) -> Budget:
-        """How much goes. Raises InputError where not exactly one option says it."""
+        """How much to remove. Raises InputError unless exactly one option says it."""
         return Budget.parse(self.remove, self.budget, self.max_increase)
 
     @property
@@ -204,7 +204,7 @@ class Recipe(Options):
                 raise InputError("the Hugging Face directory is always written; leave hf out of --export")
         names = [EXPORTS.parse(form)[0] for form in self.export]
         if len(set(names)) < len(names):
-            raise InputError(f"--export names one form twice ({', '.join(self.export)}); each has one folder")
+            raise InputError(f"--export names one format twice ({', '.join(self.export)}); each has one folder")
         for rival in self.compare:
             if SEARCHES.parse(rival)[1].needs == "objective":
                 raise InputError(f"cannot compare with {rival!r}, which needs a search; compare takes one-pass methods")

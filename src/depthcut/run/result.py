@@ -20,7 +20,7 @@ class Result:
         model: the pruned model in memory, in eval mode; it shares tensors with no other model that is still in use.
         output: where it was written, None where nothing was, or another rank writes it.
         generation: what both models wrote after the prompts of the generation probe.
-        not_written: forms that were asked for and cannot hold what was found, each with the reason.
+        not_written: formats that were asked for and cannot hold what was found, each with the reason.
     """
 
     plan: Plan

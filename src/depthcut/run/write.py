@@ -1,4 +1,4 @@
-"""The last stages of a run: the model written and verified, further forms, and the pages about it."""
+"""The last stages of a run: the model written and verified, further formats, and the pages about it."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def origin(source: ModelSource, removed: Sequence[Unit]) -> dict[str, object]:
 def write_forms(
     loaded: Loaded, model: PreTrainedModel, folder: Path, input_ids: torch.Tensor
 ) -> tuple[tuple[str, str], ...]:
-    """Writes and verifies the further forms, each in a folder of its name.
+    """Writes and verifies the further formats, each in a folder of its name.
 
     Returns:
-        The forms that cannot hold this very model, with the reason: what a search has found is not lost over them.
+        The formats that cannot hold this very model, with the reason: what a search has found is not lost over them.
     """
     not_written = []
     for text in loaded.recipe.export:

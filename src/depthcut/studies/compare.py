@@ -156,42 +156,27 @@ class _Found:
         return tables
 
     def table(self) -> Table:
-        rows: list[tuple[Cell, ...]] = []
+        rows: list[dict[str, Cell]] = []
         for name, repair in self.lines:
             for ratio, plan in self.plans[name].items():
-                measured = self.quality.of(Candidate(plan, repair))
-                values = {row.name: row for row in measured}
+                values = {row.name: row for row in self.quality.of(Candidate(plan, repair))}
                 loss, kl = values["loss/difference"], values["kl_to_dense"]
-                units = " ".join(self._short(plan.removed))
                 rows.append(
-                    (
-                        name,
-                        repair,
-                        ratio,
-                        plan.unit,
-                        self._removed(name, ratio),
-                        loss.value,
-                        loss.stderr,
-                        kl.value,
-                        kl.stderr,
-                        plan.cost.seconds,
-                        units,
-                    )
+                    {
+                        "Method": name,
+                        "Repair": repair,
+                        "Ratio": ratio,
+                        "Unit": plan.unit,
+                        "Parameters removed, %": self._removed(name, ratio),
+                        "Loss over dense, nats per token": loss.value,
+                        "± loss": loss.stderr,
+                        "KL to dense, nats per token": kl.value,
+                        "± KL": kl.stderr,
+                        "Found in, s": plan.cost.seconds,
+                        "Removed": " ".join(self._short(plan.removed)),
+                    }
                 )
-        columns = (
-            "Method",
-            "Repair",
-            "Ratio",
-            "Unit",
-            "Parameters removed, %",
-            "Loss over dense, nats per token",
-            "± loss",
-            "KL to dense, nats per token",
-            "± KL",
-            "Found in, s",
-            "Removed",
-        )
-        return Table(name="compare", title="Every model", columns=columns, rows=tuple(rows))
+        return Table.of("compare", "Every model", rows)
 
     def _short(self, removed: Sequence[Unit]) -> list[str]:
         """The removed units in order; a whole block by its number."""

@@ -9,7 +9,7 @@ from depthcut.studies.ranks import ranks
 from depthcut.types import Record
 
 NAMED_POINTS = 8
-"""Units whose names stand in a figure of two measures: those that the two rank the most differently."""
+"""Units named in a figure of two measures: those that the two rank the most differently."""
 
 
 class Curve(Record):

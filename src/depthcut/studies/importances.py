@@ -1,4 +1,4 @@
-"""What the output loses without each unit alone, item by item: the ground that two studies stand on."""
+"""The damage of removing each unit alone, item by item; used by two studies."""
 
 from __future__ import annotations
 

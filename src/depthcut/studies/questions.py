@@ -1,6 +1,6 @@
-"""What studies ask beside the options of a run, and what a run's options are where a study is not told.
+"""The options of each study beside those of a run, and the defaults of a run's options in a study.
 
-Importing this waits for nothing: the command line is made from it.
+Imports nothing slow, because the command line is made from it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from depthcut.types import Record
 
 NOT_REPAIRED = "none"
 
-_METHODS = "Methods with settings (see depthcut ls), separated by commas; a metric's name ranks by it, one shot."
-_REPAIR = "Repair to measure every model with; several times for several, none for none."
+_METHODS = "Methods with settings (see depthcut ls), separated by commas; the name of a metric means one-shot by it."
+_REPAIR = "Repair to measure every model with; may be given several times; none is no repair."
 
 
 class Sweep(Record):
-    """What `depthcut study sweep` is told beside the options of a run; a path ends where `remove` says.
+    """Options of `depthcut study sweep` beside those of a run; `remove` is where a path ends.
 
     Attributes:
-        defaults: of the run's options, where they are not the run's.
+        defaults: of a run's options, where they differ from the run's.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {"remove": "50%"}
@@ -32,10 +32,10 @@ class Sweep(Record):
 
 
 class Compare(Record):
-    """What `depthcut study compare` is told beside the options of a run.
+    """Options of `depthcut study compare` beside those of a run.
 
     Attributes:
-        defaults: of the run's options, where they are not the run's.
+        defaults: of a run's options, where they differ from the run's.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -48,10 +48,10 @@ class Compare(Record):
 
 
 class Inspect(Record):
-    """What `depthcut study inspect` is told beside the options of a run: nothing.
+    """`depthcut study inspect` has no options beside those of a run.
 
     Attributes:
-        defaults: of the run's options, where they are not the run's.
+        defaults: of a run's options, where they differ from the run's.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {"unit": "sublayer", "remove": "25%"}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VALUES_AT_LEAST = 3
-"""Of two values the order is the same or the opposite, whatever they are."""
+"""With only two values the rank correlation is always 1 or -1."""
 
 
 def ranks(values: Sequence[float]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -91,26 +91,10 @@ class StudyRecipe:
             InputError: something cannot be done; found before weights load where that is possible.
         """
         question, recipe = self.question, self.recipe
+        how: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "command": command}
+        if isinstance(question, Inspect):
+            return inspect(recipe, output, **how)
+        how |= {"methods": question.methods, "repairs": question.repair}
         if isinstance(question, Sweep):
-            return sweep(
-                recipe,
-                output,
-                methods=question.methods,
-                every=question.every,
-                repairs=question.repair,
-                overwrite=overwrite,
-                resume=resume,
-                command=command,
-            )
-        if isinstance(question, Compare):
-            return compare(
-                recipe,
-                output,
-                methods=question.methods,
-                ratios=question.ratios,
-                repairs=question.repair,
-                overwrite=overwrite,
-                resume=resume,
-                command=command,
-            )
-        return inspect(recipe, output, overwrite=overwrite, resume=resume, command=command)
+            return sweep(recipe, output, every=question.every, **how)
+        return compare(recipe, output, ratios=question.ratios, **how)

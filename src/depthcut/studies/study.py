@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from depthcut.evaluation.compare import software
 from depthcut.process.workspace import STUDY, workspace
@@ -35,6 +35,11 @@ class Table(Record):
     rows: tuple[tuple[Cell, ...], ...]
     listed: bool = True
 
+    @classmethod
+    def of(cls, name: str, title: str, rows: Sequence[Mapping[str, Cell]]) -> Self:
+        """A table of rows with a cell for every column, at least one."""
+        return cls(name=name, title=title, columns=tuple(rows[0]), rows=tuple(tuple(row.values()) for row in rows))
+
     def to_csv(self) -> str:
         """All digits; what is unknown is empty."""
         text = io.StringIO()
@@ -53,7 +58,7 @@ class Table(Record):
         return [tuple(_text(cell) for cell in row) for row in self.rows]
 
     def to_markdown(self) -> str:
-        """Four significant digits; numbers stand at the right."""
+        """Four significant digits; numbers are aligned to the right."""
         lines = [self.columns, tuple("---:" if is_number else "---" for is_number in self.is_numeric)]
         lines += self.texts()
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -107,7 +107,7 @@ def find_family(config: PreTrainedConfig) -> Family:
         InputError: it is not written, or does something that llama.cpp's graph does not.
     """
     model_type = str(config.model_type).removeprefix(PRUNED_PREFIX)
-    otherwise = "use the form hf" + ("" if is_marked(config) else f" and {CONVERTER}")
+    otherwise = "use the format hf" + ("" if is_marked(config) else f" and {CONVERTER}")
     if model_type not in GGUF_FAMILIES:
         raise InputError(
             f"GGUF is written for {', '.join(GGUF_FAMILIES)}, and this is a {model_type} model; {otherwise}"
@@ -116,11 +116,11 @@ def find_family(config: PreTrainedConfig) -> Family:
     if is_marked(config) and family.architecture not in DECI_FROM:
         raise InputError(
             f"llama.cpp runs blocks that lack sublayers only of {', '.join(DECI_FROM)} models, not of {model_type}; "
-            "remove blocks or pairs, or use the form hf"
+            "remove blocks or pairs, or use the format hf"
         )
     for there, reason in _obstacles(config, family):
         if there:
-            raise InputError(f"llama.cpp's {family.architecture} does not know {reason}; use the form hf")
+            raise InputError(f"llama.cpp's {family.architecture} does not know {reason}; use the format hf")
     if family.by_width:
         window_period(_sliding(config), family.architecture)
     return family
@@ -286,7 +286,7 @@ def conversions(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Con
         if known is None:
             raise InputError(
                 f"the model holds the tensor {name}, for which llama.cpp's {family.architecture} has no place; use the "
-                "form hf"
+                "format hf"
             )
         if module == "lm_head" and config.tie_word_embeddings:
             continue

@@ -158,7 +158,7 @@ def window_period(sliding: Sequence[bool], architecture: str = "gemma3") -> int:
     raise InputError(
         f"llama.cpp's {architecture} only knows full attention after every so many sliding ones, and the kept "
         f"attentions are {rhythm} (s slides, f is full); remove equally many sliding ones before every full one, or "
-        "use the form hf"
+        "use the format hf"
     )
 
 

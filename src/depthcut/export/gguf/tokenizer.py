@@ -66,7 +66,7 @@ def tokenizer_keys(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[
 
 def _unknown(reason: str) -> InputError:
     return InputError(
-        f"the tokenizer cannot be written as GGUF: {reason}; use the form hf and llama.cpp's convert_hf_to_gguf.py"
+        f"the tokenizer cannot be written as GGUF: {reason}; use the format hf and llama.cpp's convert_hf_to_gguf.py"
     )
 
 

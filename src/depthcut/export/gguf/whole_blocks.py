@@ -22,18 +22,9 @@ BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.(.+)")
 COUNT, PREDICTING, LEADING = "block_count", "nextn_predict_layers", "leading_dense_block_count"
 WINDOWS = "attention.sliding_window_pattern"
 
-SLIDING = {
-    "afmoe": 4,
-    "cohere2": 4,
-    "exaone4": 4,
-    "exaone-moe": 4,
-    "gemma2": 2,
-    "gemma3": 6,
-    "gpt-oss": 2,
-    "llama4": 4,
-    "olmo2": 4,
-    "smallthinker": 4,
-}
+SLIDING = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2} | dict.fromkeys(
+    ("afmoe", "cohere2", "exaone4", "exaone-moe", "llama4", "olmo2", "smallthinker"), 4
+)
 """Architectures in which every so many-th attention is full and the others slide, where a file says no other number."""
 
 SAID_BY_KEY = frozenset({"gemma2", "gemma3", "gpt-oss"})
@@ -220,7 +211,7 @@ def _same(layers: Sequence[int], period: int) -> bool:
 def _refusal(architecture: str, what: str, period: int) -> InputError:
     return InputError(
         f"llama.cpp's {architecture} takes every {period}th block, counted anew, for one of the {what}, and the kept "
-        f"blocks are not so; remove whole runs of {period}, or use the form hf"
+        f"blocks are not so; remove whole runs of {period}, or use the format hf"
     )
 
 
@@ -238,5 +229,5 @@ def _require_count(architecture: str, before: int, after: int) -> None:
     if says(before) != says(after):
         raise InputError(
             f"llama.cpp knows {architecture} models with {what} by their count of blocks ({count}), and would take "
-            f"{after} blocks for another kind than {before}; remove another number, or use the form hf"
+            f"{after} blocks for another kind than {before}; remove another number, or use the format hf"
         )

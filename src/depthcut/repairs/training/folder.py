@@ -1,4 +1,4 @@
-"""Where one training keeps its teacher and its checkpoints, so that only the very same training goes on from them."""
+"""The folder with the teacher and the checkpoints of one training; only the same training continues from them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Schedule:
 
 
 def training_rows(samples: Samples, num_sequences: int, seed: int) -> torch.Tensor:
-    """Rows of the samples in the order of training, (num_sequences,): each pass over the text is shuffled anew."""
+    """Rows of the samples in the order of training, (num_sequences,); each epoch is shuffled differently."""
     generator = torch.Generator().manual_seed(seed)
     num_samples = len(samples.input_ids)
     passes = [torch.randperm(num_samples, generator=generator) for _ in range(-(-num_sequences // num_samples))]

@@ -1,4 +1,4 @@
-"""Trains a copy of a pruned model with the Trainer of transformers, and goes on where a killed run stopped.
+"""Trains a copy of a pruned model with the Trainer of transformers, and continues where a killed run stopped.
 
 The Trainer brings the schedule, mixed precision and checkpoints; ours is the loss, the text in a fixed order, and
 checkpoints that hold nothing but what trains. A half-written checkpoint counts for nothing. Nothing is printed or

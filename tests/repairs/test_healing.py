@@ -63,7 +63,7 @@ class TestHealing:
         "repair",
         [
             LoRA(steps=40, rank=8, learning_rate=1e-2, modules="all"),
-            QLoRA(steps=40, rank=8, learning_rate=1e-2, modules="all"),
+            pytest.param(QLoRA(steps=40, rank=8, learning_rate=1e-2, modules="all"), marks=pytest.mark.long),
             Distill(steps=40, rank=8, learning_rate=1e-2, modules="all", top_k=16),
             Distill(steps=40, train="full", learning_rate=3e-3, top_k=16),
             Partial(steps=40, learning_rate=1e-2),

@@ -7,12 +7,17 @@ import torch
 from healing import EVERY_KIND, damage_to, equal, name, tensors
 
 import tiny
+from depthcut.repairs.lora import QLoRA
 from depthcut.repairs.partial import Partial
 from depthcut.repairs.training.schedule import Schedule, training_rows
 
 
 class TestText:
-    @pytest.mark.parametrize("repair", EVERY_KIND, ids=name)
+    @pytest.mark.parametrize(
+        "repair",
+        [pytest.param(kind, marks=pytest.mark.long if isinstance(kind, QLoRA) else ()) for kind in EVERY_KIND],
+        ids=name,
+    )
     def test_pads_change_nothing(self, pruned_pair, repair):
         dense, pruned, removed = pruned_pair
         samples = tiny.samples(12, 12, 1)

@@ -36,7 +36,8 @@ from depthcut.run.on_model import search
 from depthcut.surgery import apply
 from depthcut.types import Plan
 
-LENGTH = 256
+LENGTH, JUDGED = 256, 8
+"""Tokens a sequence, and sequences of each text that judges."""
 JUDGING_SHARE = 16
 SMOLLM2_FLOPS = 2 * 135e6
 """Of one token, by which other models' work is told."""
@@ -143,12 +144,14 @@ def prepare(options: argparse.Namespace, file: Path) -> Bench:
 
     size = {"length": LENGTH, "seed": 0}
     unseen = {
-        OUT_OF_KIND[0]: sample_text(parse_source("stdlib"), tokenizer, num_samples=16, purpose="evaluation", **size),
-        OUT_OF_KIND[1]: sample_self(dense.model, tokenizer, num_samples=16, length=LENGTH, seed=1),
-        "WikiText-2 test": sample_text(test, tokenizer, num_samples=16, purpose="evaluation", **size),
+        OUT_OF_KIND[0]: sample_text(
+            parse_source("stdlib"), tokenizer, num_samples=JUDGED, purpose="evaluation", **size
+        ),
+        OUT_OF_KIND[1]: sample_self(dense.model, tokenizer, num_samples=JUDGED, length=LENGTH, seed=1),
+        "WikiText-2 test": sample_text(test, tokenizer, num_samples=JUDGED, purpose="evaluation", **size),
     }
     if file.is_file():
-        plan = Plan.model_validate(json.loads(file.read_text()))
+        plan = Plan.from_file(file)
     else:
         plan = search(dense.model, text(options.search_samples).input_ids, budget=options.count)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +234,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="attentions and feed-forward parts that go, in pairs")
     parser.add_argument("--minutes", default="1,3,10")
     parser.add_argument("--ways", default=",".join(SIZES))
+    parser.add_argument("--plan", type=Path, help="plan.json of what is removed, in place of a search")
     parser.add_argument("--search-samples", type=int, default=8)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--page", action="store_true", help="write the page from what was measured")
@@ -240,9 +244,10 @@ def main() -> None:
         return
     name = f"frontier-{options.model.replace('/', '-')}-{options.count}"
     kept = FOLDER / f"{name}.json"
-    bench = prepare(options, Path("out/frontier") / f"{name}.json")
+    bench = prepare(options, options.plan or Path("out/frontier") / f"{name}.json")
     values: dict[str, float] = json.loads(kept.read_text())["values"] if kept.is_file() else {}
-    command = f"python benchmarks/frontier.py --model {options.model} --data DIR --count {options.count} --minutes ..."
+    given = " --plan PLAN" if options.plan else ""
+    command = f"python benchmarks/frontier.py --model {options.model} --data DIR --count {options.count}{given}"
     config = bench.dense.model.config
     work = measure_work(empty_model(config, bench.dense.model.dtype), bench.dense.architecture)
     share = SMOLLM2_FLOPS / (work.forward_flops(LENGTH) / LENGTH)

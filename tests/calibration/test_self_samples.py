@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from depthcut.calibration import sample_self, self_samples
+from depthcut.calibration import sample_self
 from depthcut.types import InputError
 
 EOS = 0
@@ -74,11 +74,8 @@ def test_what_stands_for_no_text_is_not_written(bos_tokenizer: PreTrainedTokeniz
     assert int(ids.max()) < len(padding) and not (ids == padding.pad_token_id).any()
 
 
-def test_batches_that_were_kept_are_not_written_again(
-    bos_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(self_samples, "BATCH_SIZE", 4)
-    asked = {"num_samples": 11, "length": 6, "seed": 3}
+def test_batches_that_were_kept_are_not_written_again(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    asked: dict[str, Any] = {"num_samples": 11, "length": 6, "seed": 3, "batch_size": 4}
     kept: list[torch.Tensor] = []
     tokens: list[int] = []
     whole = sample_self(tiny(), bos_tokenizer, **asked, keep=kept.append, advance=tokens.append)

@@ -26,7 +26,7 @@ from depthcut.calibration.samples import Samples, token_digest
 from depthcut.types import InputError
 
 BATCH_SIZE = 64
-"""Sequences written together."""
+"""Sequences written together, where memory allows it."""
 
 TEMPERATURES = (1.0, 0.8)
 """Of the sequences, by turns."""
@@ -42,6 +42,7 @@ def sample_self(
     num_samples: int,
     length: int,
     seed: int,
+    batch_size: int = BATCH_SIZE,
     known: Sequence[Tensor] = (),
     keep: Callable[[Tensor], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
@@ -51,9 +52,10 @@ def sample_self(
     Every sequence has random numbers of its own, so that fewer samples are the first of more, but for the rounding of
     larger batches: the same arguments give the same ids on the same device, dtype and libraries. No other random
     numbers are drawn, and the model's generation settings are restored on exit. The model should be in eval mode. Costs
-    `length` - 1 forward passes of one token for every 64 sequences.
+    `length` - 1 forward passes of one token for every `batch_size` sequences.
 
     Args:
+        batch_size: sequences written together.
         known: the first batches of these sequences, where an earlier process has written them.
         keep: called with the ids of every other batch once it is written.
         advance: called with the number of tokens that were just written.
@@ -65,8 +67,8 @@ def sample_self(
         raise InputError(f"{num_samples} samples of {length} token ids: ask for at least 1 sample and 2 token ids")
     openings = openings_of(model, tokenizer)
     batches = list(known)
-    for start in range(sum(map(len, known)), num_samples, BATCH_SIZE):
-        places = range(start, min(start + BATCH_SIZE, num_samples))
+    for start in range(sum(map(len, known)), num_samples, batch_size):
+        places = range(start, min(start + batch_size, num_samples))
         batches.append(_write(model, openings, places, length, seed, advance))
         keep(batches[-1])
     input_ids = torch.cat(batches)

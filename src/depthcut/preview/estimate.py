@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from depthcut.ablation.memory import EXCERPTS_SHARE_OF_BUDGET, FLOAT_BYTES, Kept, kept_of
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE
 from depthcut.ablation.prefix_cache import units_per_position
-from depthcut.calibration.self_samples import BATCH_SIZE
 from depthcut.importance import passes_of
 from depthcut.methods.greedy import Greedy
 from depthcut.methods.problem import Problem
@@ -29,7 +28,7 @@ from depthcut.repairs.moments import Moments
 from depthcut.repairs.seam import CHECKS, MOST_JUDGING, Seam
 from depthcut.run.plan import HELD_OUT_SHARE, search_batch_size
 from depthcut.run.recipe import Recipe
-from depthcut.run.texts import USES, num_written
+from depthcut.run.texts import USES, num_written, written_at_once
 from depthcut.types import Cost, Unit
 
 REFIT_PASSES = 3.0
@@ -160,16 +159,11 @@ class _Run:
         )
         if not sequences:
             return []
-        cache = self.work.hidden_size * self.num_units * self.itemsize * min(sequences, BATCH_SIZE) * self.length
-        phase = self._passes("write", 1.0, 1.0, sequences, self.length, cache, BATCH_SIZE)
-        batches = -(-sequences // BATCH_SIZE)
+        at_once, working = written_at_once(self.problem.sizes, self.work.vocabulary, self.length, self.room.kept)
+        phase = self._passes("write", 1.0, 1.0, sequences, self.length, working, at_once)
+        steps = -(-sequences // at_once) * self.length
         return [
-            replace(
-                phase,
-                flops=SLOWER_BY_TOKENS * phase.flops,
-                sweeps=batches * self.length,
-                weights_read=batches * self.length * self.weight_bytes,
-            )
+            replace(phase, flops=SLOWER_BY_TOKENS * phase.flops, sweeps=steps, weights_read=steps * self.weight_bytes)
         ]
 
     def score(self) -> Phase:

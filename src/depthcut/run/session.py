@@ -276,12 +276,13 @@ def load(prepared: Prepared, ranks: Ranks = ALONE, folder: Path | None = None) -
     known = _known_text(prepared.texts)
     _require_finite(stream, torch.arange(PROBE_TOKENS)[None] if known is None else known.input_ids[:1, :PROBE_TOKENS])
     missing = [use for use in prepared.uses if use not in prepared.texts]
-    texts = ranks.from_first(
-        lambda: {
-            **prepared.texts,
-            **write_texts(recipe, source, stream.model, prepared.tokenizer, missing, prepared.others, folder, ranks),
-        }
-    )
+
+    def whole() -> dict[Use, Samples]:
+        model, tokenizer, others = stream.model, prepared.tokenizer, prepared.others
+        written = write_texts(recipe, source, model, tokenizer, missing, others, folder, room.kept, ranks)
+        return {**prepared.texts, **written}
+
+    texts = ranks.from_first(whole)
     known = _known_text(texts)
     if known is not None:
         prove(stream, known.input_ids[:1, :PROBE_TOKENS])

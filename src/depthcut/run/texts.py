@@ -19,9 +19,11 @@ from depthcut.calibration import (
     sample_self,
     sample_text,
 )
+from depthcut.calibration.self_samples import BATCH_SIZE
 from depthcut.model.device import chosen_device
 from depthcut.model.heads import head_of
 from depthcut.model.load import ModelSource
+from depthcut.model.units import ModelSizes, sizes_from_config
 from depthcut.process.journal import Journal
 from depthcut.process.memory import share_out
 from depthcut.process.progress import progress
@@ -36,6 +38,9 @@ USES: tuple[Use, ...] = ("calibration", "repair", "evaluation")
 
 OWN, READ = "self", "stdlib"
 """What texts are by default: what the model writes, and what every Python carries."""
+
+CHANCES, FLOAT_BYTES = 6, 4
+"""Tensors of a number for every token there is that stand while the next one is drawn, and bytes of a number."""
 
 WRITTEN = "written.jsonl"
 """What the model wrote, a line a batch: a killed run goes on from there, and people can read it."""
@@ -143,6 +148,17 @@ def _evaluation_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seen: I
     return evaluation
 
 
+def written_at_once(sizes: ModelSizes, vocabulary: int, length: int, budget: int) -> tuple[int, float]:
+    """How many sequences the model writes together, and the bytes of their keys, values and chances.
+
+    Args:
+        budget: bytes that they may take.
+    """
+    of_one = length * sum(size.kv_bytes_per_token for size in sizes.units.values()) + CHANCES * FLOAT_BYTES * vocabulary
+    at_once = max(1, min(BATCH_SIZE, int(budget // of_one)))
+    return at_once, float(at_once * of_one)
+
+
 def write_texts(
     recipe: Recipe,
     source: ModelSource,
@@ -151,6 +167,7 @@ def write_texts(
     uses: Collection[Use],
     others: Mapping[Use, Samples],
     folder: Path | None,
+    budget: int,
     ranks: Ranks = ALONE,
 ) -> dict[Use, Samples]:
     """The texts that the model writes or has a part in. All of them begin with the same sequences, written once.
@@ -159,6 +176,7 @@ def write_texts(
         uses: what text is missing for.
         others: what of these texts was read.
         folder: where what is written is kept for a run that is killed; nowhere where left out.
+        budget: bytes that may be kept while the model writes.
         ranks: a shard finds there what was written before shards were merged.
     """
     counts = {use: num_written(recipe, use) for use in USES if use in uses}
@@ -179,9 +197,12 @@ def write_texts(
     def keep(written: torch.Tensor) -> None:
         journal.add({"ids": written.tolist(), "text": [tokenizer.decode(ids) for ids in written]})
 
+    sizes = sizes_from_config(source.config, source.architecture, source.dtype)
+    at_once, _ = written_at_once(sizes, source.config.get_text_config().vocab_size, length, budget)
+
     def write(count: int, known: Sequence[torch.Tensor], advance: Callable[[int], None]) -> Samples:
         given = {"num_samples": count, "length": length, "seed": recipe.seed}
-        return sample_self(model, tokenizer, **given, known=known, keep=keep, advance=advance)
+        return sample_self(model, tokenizer, **given, batch_size=at_once, known=known, keep=keep, advance=advance)
 
     known = [torch.tensor(line["ids"], dtype=torch.int64) for line in journal.lines or journal.own]
     with progress("writing text, tokens", most * (length - 1)) as advance:

@@ -112,11 +112,10 @@ def test_cached_sampling_is_sampling_from_the_whole_sequence(bos_tokenizer: PreT
     model = tiny(initializer_range=1.0)
     made = sample_self(model, bos_tokenizer, num_samples=3, length=12, seed=5)
     ids = torch.ones(3, 1, dtype=torch.int64)
-    temperatures = torch.tensor([[1.0], [0.8], [1.0]])
     draws = torch.stack([torch.rand(12, generator=torch.Generator().manual_seed(5_000_015 + row)) for row in range(3)])
     with torch.no_grad():
         for at in range(1, 12):
-            chances = model(ids, use_cache=False).logits[:, -1].div(temperatures).softmax(-1)
+            chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
             drawn = torch.searchsorted(chances.cumsum(-1), draws[:, at, None].contiguous())
             ids = torch.cat([ids, drawn], dim=1)
     assert made.input_ids.tolist() == ids.tolist()

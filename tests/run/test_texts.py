@@ -10,11 +10,12 @@ import yaml
 import depthcut
 import tiny
 from depthcut.calibration import self_samples
+from depthcut.model.units import sizes_from_config
 from depthcut.process.memory import resident_bytes
 from depthcut.run import prune
 from depthcut.run.recipe import Recipe
 from depthcut.run.session import find_model, load, prepare
-from depthcut.run.texts import settle_texts
+from depthcut.run.texts import settle_texts, written_at_once
 
 TEXTS = {"calibration_samples": 2, "calibration_length": 16, "evaluation_samples": 2, "evaluation_length": 16}
 
@@ -85,3 +86,12 @@ def test_the_default_text_is_written_by_the_model_where_it_decides_much_and_weig
     settled = settle_texts(recipe, source)
     assert settled.calibration == text
     assert settle_texts(settled, source) is settled
+
+
+def test_as_many_sequences_are_written_at_once_as_memory_holds(folder):
+    source = find_model(Recipe.build(model=str(folder), remove="1"))
+    sizes = sizes_from_config(source.config, source.architecture, source.dtype)
+    (_, of_one), (most, of_most) = (written_at_once(sizes, 300, 100, budget) for budget in (0, 2**40))
+    assert of_one >= 100 * sum(size.kv_bytes_per_token for size in sizes.units.values())
+    assert of_most == most * of_one
+    assert [written_at_once(sizes, 300, 100, round(budget * of_one))[0] for budget in (0.5, 3.5, 7)] == [1, 3, 7]

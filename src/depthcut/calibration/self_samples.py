@@ -8,9 +8,9 @@ Sequences take turns in how they open, so that the text is of several kinds and 
 - where the tokenizer has a chat template, with what stands before a user's words (Magpie, arXiv 2406.08464), so that
   the model writes the question and then the answer.
 
-Plain sampling from the whole vocabulary, whatever the model's own generation settings are, since those sharpen the
-distribution that is to be kept; by turns at temperature 1 and below. A sequence does not end at EOS: what the model
-writes after it is a new document, as in packed text.
+Plain sampling at temperature 1 from the whole vocabulary, whatever the model's own generation settings are, since those
+sharpen the distribution that is to be kept: text at 0.7 repairs less (docs/log.md). A sequence does not end at EOS:
+what the model writes after it is a new document, as in packed text.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from depthcut.types import InputError
 
 BATCH_SIZE = 64
 """Sequences written together, where memory allows it."""
-
-TEMPERATURES = (1.0, 0.8)
-"""Of the sequences, by turns."""
 
 ANY_WORDS = "depthcut"
 """What a chat template is tried with."""
@@ -75,8 +72,7 @@ def sample_self(
     return Samples.packed(
         input_ids,
         source="self",
-        detail=f"written by the model from {openings.described} at temperatures "
-        f"{' and '.join(f'{temperature:g}' for temperature in TEMPERATURES)} with seed {seed}",
+        detail=f"written by the model from {openings.described} with seed {seed}",
         seed=seed,
         digests=frozenset(token_digest(row) for row in input_ids),
     )
@@ -164,11 +160,9 @@ def _write(
     for row, place in enumerate(places):
         opening = torch.tensor(openings.of(place, seed)[:length])
         forced[row, : len(opening)] = opening
-    rounds = torch.tensor([place // openings.num_kinds % len(TEMPERATURES) for place in places])
-    temperatures = torch.tensor(TEMPERATURES)[rounds]
     draws = torch.stack([torch.rand(length, generator=_generator(place, seed)) for place in places])
     first = forced[:, :1].to(model.device)
-    turns = _Turns(forced, draws, temperatures, openings.never, advance, model.device)
+    turns = _Turns(forced, draws, openings.never, advance, model.device)
     with _plain_generation(model):
         written: Tensor = model.generate(  # type: ignore[operator]
             first,
@@ -186,12 +180,11 @@ def _generator(place: int, seed: int) -> torch.Generator:
 
 
 class _Turns(LogitsProcessor):
-    """Draws the next token of every sequence at its own temperature by its own numbers, or takes it from the opening.
+    """Draws the next token of every sequence by its own numbers, or takes it from the opening.
 
     Args:
         forced: (sequences, length) ids, -1 where the model writes.
         draws: the same shape, in [0, 1).
-        temperatures: (sequences,).
         never: ids that are not drawn.
         advance: called with the number of tokens of every step.
     """
@@ -200,18 +193,16 @@ class _Turns(LogitsProcessor):
         self,
         forced: Tensor,
         draws: Tensor,
-        temperatures: Tensor,
         never: list[int],
         advance: Callable[[int], None],
         device: torch.device,
     ) -> None:
         self._forced, self._draws = forced.to(device), draws.to(device)
-        self._temperatures = temperatures[:, None].to(device)
         self._never, self._advance = never, advance
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         at = input_ids.shape[1]
-        scores = scores.float() / self._temperatures
+        scores = scores.float().clone()
         scores[:, self._never] = float("-inf")
         sums = scores.softmax(dim=-1).cumsum(dim=-1)
         # Where rounding leaves the sum below 1, what is drawn is within it all the same.

@@ -51,9 +51,9 @@ LAZY = Greedy()
 VARIANTS = {
     "lazy (default)": LAZY.path,
     "lazy without exchanges": replace(LAZY, swap=False).path,
-    "lazy, longer race": replace(LAZY, swap=False, standard_errors=1.5).path,
-    "lazy, wider race": replace(LAZY, swap=False, num_racers=12, standard_errors=2.0).path,
-    "lazy, pilot of 1/4": replace(LAZY, swap=False, pilot_fraction=0.25).path,
+    "lazy wider race": replace(LAZY, num_racers=12, tolerance=0.5).path,
+    "lazy shorter race": replace(LAZY, standard_errors=1.0, effort=0.035).path,
+    "lazy longer race": replace(LAZY, standard_errors=3.0, effort=0.08).path,
     "plain lazy": plain_lazy,
     "prefix reuse": Greedy(strategy="exhaustive", swap=False).path,
 }

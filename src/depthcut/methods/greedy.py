@@ -37,6 +37,8 @@ from depthcut.types import Cost, Removal, Step, UnitChoice
 
 IMPROVEMENT = 1e-4
 """Share of the objective by which an exchange must lower it to be made: less is the noise of float32."""
+LIKELY_PARTS = 6
+"""Parts of what is removed that are offered in exchange, before it is said that no exchange helps."""
 LIKELY_LOOKS, LIKELY_FULL = 6, 2.4
 """Looks and whole evaluations a round, as measured on SmolLM2: for estimates."""
 
@@ -279,7 +281,7 @@ class _Rounds:
         falls = {part: now - value for part, value in zip(parts, without, strict=True)}
         savings = {part: self.problem.saving(part, removed.difference(part)) for part in parts}
         parts.sort(key=lambda part: -falls[part] / savings[part] if savings[part] > 0 else -math.inf)
-        for part in itertools.takewhile(lambda _: self._effort_left(), parts[:3]):
+        for part in itertools.takewhile(lambda _: self._effort_left(), parts[:LIKELY_PARTS]):
             other = self._better_than(part, abs(falls[part]))
             if other is not None:
                 self._replace(part, other)
@@ -306,7 +308,8 @@ class _Rounds:
             list(others), removed, fall=fall, standard_errors=self.settings.standard_errors
         )
         weights = self.ablation.weights
-        standing = Racer(removed, torch.zeros_like(weights), 0.0, 0.0, surprises=torch.zeros_like(weights))
+        noise = max((racer.noise for racer in racers), default=0.0)
+        standing = Racer(removed, torch.zeros_like(weights), noise, 0.0, surprises=torch.zeros_like(weights))
         through = self._race(racers, standing)
         best = min(through, key=lambda racer: racer.mean(weights), default=standing)
         return others[best.removed] if best.mean(weights) < -IMPROVEMENT * abs(self.value) else None

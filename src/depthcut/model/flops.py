@@ -107,7 +107,8 @@ def measure_work(model: PreTrainedModel, architecture: Architecture) -> ModelWor
             pairs = flops_per_pair(layer_config(config, layer)) if token_flops and attends(kind, core) else 0.0
             units[Unit(layer, kind)] = UnitWork(token_flops, pairs)
     head = head_of_model(model)
-    width, hidden_size = output_width(model, head), int(config.hidden_size)
+    width = output_width(model, head)
+    hidden_size = int(config.hidden_size) if head != "tokens" else model.get_output_embeddings().weight.shape[1]
     # An embedding is what the stream is, so no product makes it.
     logit_flops = 0.0 if head == "embedding" else 2.0 * width * hidden_size
     return ModelWork(units, logit_flops, widest, hidden_size, width, model.dtype.itemsize)

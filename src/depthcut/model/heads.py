@@ -144,11 +144,11 @@ def score_module(model: PreTrainedModel) -> nn.Module:
 
 def output_width(model: PreTrainedModel, head: HeadKind) -> int:
     """Numbers that the output has at a position."""
-    if head == "classes":
-        return int(model.config.num_labels)
-    if head == "embedding":
-        return int(model.config.hidden_size)
-    return int(model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr, index, arg-type, operator]
+    config: Any = model.config
+    if head == "tokens":
+        vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        return vocabulary
+    return int(config.num_labels if head == "classes" else config.hidden_size)
 
 
 def outputs_of(

@@ -128,6 +128,14 @@ def test_the_objective_is_the_formula_on_whole_models(head):
     assert measured.unit == find_objective(OF_HEAD[head]).measure
 
 
+def test_another_pooling_is_refused(tmp_path):
+    model = AutoModel.from_pretrained(tiny.save_headed(tmp_path / "m", "embedding", "cls_token"))
+    with pytest.raises(
+        InputError, match="pools by pooling_mode_cls_token; depthcut compares the last token's or the mean"
+    ):
+        on_model.compare(model, model, torch.arange(3, 19)[None])
+
+
 def test_a_published_embedding_model_names_a_causal_class(tmp_path):
     """Qwen3-Embedding does; what tells is the file of sentence-transformers beside it."""
     config = tiny.config("qwen3")

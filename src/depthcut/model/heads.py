@@ -27,6 +27,12 @@ CLASSIFIER = re.compile(r"ForSequenceClassification$")
 BASE = re.compile(r"(?<!Head)(?<!Heads)Model$")
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
 """What sentence-transformers writes beside an embedding model."""
+POOLINGS: dict[str, Pooling] = {
+    "pooling_mode_lasttoken": "last",
+    "lasttoken": "last",
+    "pooling_mode_mean_tokens": "mean",
+    "mean": "mean",
+}
 OUTPUT_HEADS = ("lm_head.", "embed_out.", "output_projection.", "output.")
 
 GIVES: dict[HeadKind, str] = {
@@ -125,14 +131,13 @@ def pooling_of(model: PreTrainedModel) -> Pooling:
         InputError: it is pooled in another way.
     """
     file = Path(model.name_or_path or "") / POOLING
-    if not file.is_file():
+    if head_of_model(model) != "embedding" or not file.is_file():
         return "last"
     entries = json.loads(file.read_text(encoding="utf-8"))
     modes = [name for name, value in entries.items() if name.startswith("pooling_mode_") and value is True]
-    if modes == ["pooling_mode_lasttoken"]:
-        return "last"
-    if modes == ["pooling_mode_mean_tokens"]:
-        return "mean"
+    modes += [entries["pooling_mode"]] if isinstance(entries.get("pooling_mode"), str) else []
+    if len(modes) == 1 and modes[0] in POOLINGS:
+        return POOLINGS[modes[0]]
     raise InputError(f"{file} pools by {', '.join(modes) or 'nothing'}; depthcut compares the last token's or the mean")
 
 

@@ -67,6 +67,18 @@ def check_removal(config: PreTrainedConfig, architecture: Architecture, removed:
         )
 
 
+def can_be_removed(config: PreTrainedConfig, architecture: Architecture, removed: Collection[Unit]) -> bool:
+    """Whether a set passes `check_removal`, where that depends on the set: in hybrids, which keep a mixer of each kind,
+    and of which Jamba says by periods what its blocks are. Elsewhere True, and nothing is looked at.
+    """
+    if "mixer" in architecture.branches:
+        try:
+            check_removal(config, architecture, removed)
+        except InputError:
+            return False
+    return True
+
+
 def _require_every_mixer(config: PreTrainedConfig, kept: Collection[int]) -> None:
     """Raises InputError where a hybrid would lose the last of its attentions or of its other mixers."""
     kinds: Sequence[str] = getattr(config, "layer_types", None) or ()

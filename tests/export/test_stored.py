@@ -246,3 +246,27 @@ def test_large_models_are_written_in_several_files(tmp_path):
     assert found.keys() == dense.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in dense.values())
     assert all(sum(tensor.nbytes for tensor in tensors.values()) <= 20_000 for tensors in files.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_computed_in_float32_when_asked(kind, tmp_path, monkeypatch):
+    """One precision throughout, whatever a dequantisation gives; what is written is what is stored."""
+    tiny.reload_in_process(monkeypatch)
+    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+    meant = save(tmp_path / "dense", kind)
+    source = resolve(str(tmp_path / "dense"), dtype="float32")
+    dense = source.load_model("cpu")
+    assert {tensor.dtype for tensor in dense.state_dict().values()} == {torch.float32}
+    for name, values in meant.items():
+        torch.testing.assert_close(dense.get_parameter(name), values, atol=0, rtol=torch.finfo(torch.bfloat16).eps)
+    with bypass(dense, source.architecture, PAIRS):
+        bypassed = logits(dense)
+    pruned = apply(dense, source.architecture, PAIRS)
+    assert bypassed.dtype == torch.float32 and torch.equal(logits(pruned), bypassed)
+    (tmp_path / "out").mkdir()
+    hf.write_directory(pruned, tiny.tokenizer(), tmp_path / "out")
+    hf.verify_directory(tmp_path / "out", pruned, tiny.samples(num_samples=1).input_ids)
+    before, after = contents(tmp_path / "dense"), contents(tmp_path / "out")
+    for name, content in after.items():
+        of = [0, 2, 3, 5] if "attn" in name or "input_layernorm" in name else [0, 2, 4, 5]
+        assert content == before[renamed(name, of)], name

@@ -183,6 +183,8 @@ def _scaling(rope: dict[str, Any], model_type: str) -> dict[str, Any] | None:
     if rope.get("rope_type", "default") == "default":
         return None
     found = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    if model_type in EXACT_SCALING:
-        return {name: (found | {"type": rope["rope_type"]})[name] for name in EXACT_SCALING[model_type]}
+    exact = EXACT_SCALING.get(model_type)
+    # Transformers 5 takes this for all there is: what has more to say is said whole, and transformers 4 refuses it.
+    if exact and found.keys() <= {*exact, "rope_type", "original_max_position_embeddings"}:
+        return {name: (found | {"type": rope["rope_type"]})[name] for name in exact}
     return found

@@ -87,7 +87,7 @@ def _windows(problem: Problem) -> list[Removal]:
         for start in range(problem.num_blocks - num_removed + 1 if num_removed else 1):
             layers = range(start, start + num_removed)
             units = tuple(unit for unit in problem.units if unit.layer in layers)
-            if not problem.protected.intersection(units) and problem.is_met(units):
+            if not problem.protected.intersection(units) and problem.is_met(units) and problem.allows(units):
                 found.append(units)
         if found:
             return found

@@ -60,6 +60,13 @@ class Evolutionary:
                 "sublayer, and --remove or --budget"
             )
 
+        for removed in map(frozenset, problem.candidates()):
+            if not problem.allows(removed):
+                raise InputError(
+                    "evopress exchanges groups one for another, and this model cannot be written without "
+                    f"{', '.join(map(str, sorted(removed)))} alone; protect that, or use greedy, shortgpt or window"
+                )
+
     def estimate(self, problem: Problem, num_sequences: int) -> Cost:
         passes, survivors = 0.0, self.offspring
         for share, survive in self.stages:

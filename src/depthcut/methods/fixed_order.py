@@ -44,7 +44,7 @@ class FixedOrder:
             candidates.reverse()
         if self.order == "deepest-first":
             candidates = [removal for removal in candidates if removal[0].layer != problem.num_blocks - 1]
-        return [Step(remove=removal) for removal in self._leaving_something(candidates, problem)]
+        return [Step(remove=removal) for removal in problem.in_turn(self._leaving_something(candidates, problem))]
 
     @staticmethod
     def _leaving_something(candidates: list[Removal], problem: Problem) -> list[Removal]:

@@ -156,8 +156,9 @@ class _Rounds:
 
     def candidates(self, removed: Removed) -> list[Removal]:
         """What the next step may remove."""
-        joint = self.problem.joint_candidates(removed) if self.settings.joint else []
-        candidates = joint or self.problem.candidates(removed)
+        problem = self.problem
+        joint = problem.joint_candidates(removed) if self.settings.joint else []
+        candidates = [group for group in joint or problem.candidates(removed) if problem.allows(removed.union(group))]
         share = self.settings.protected_fraction
         if len(removed) > int(share * len(self.problem.units)):
             return candidates
@@ -330,9 +331,9 @@ class _Rounds:
         return list(dict.fromkeys([*self.groups, *others]))
 
     def _may_replace(self, part: Removal, other: Removal) -> bool:
-        """Whether the budget stays met, and what is kept can still be cut into groups."""
+        """Whether the budget stays met, and what is kept can still be cut into groups and written."""
         removed = self.removed.difference(part).union(other)
-        return self.problem.is_met(removed) and self.problem.is_whole(removed)
+        return self.problem.is_met(removed) and self.problem.is_whole(removed) and self.problem.allows(removed)
 
     def _replace(self, part: Removal, other: Removal) -> None:
         """Puts other units in the place that a part has in the path, and values the steps from there on anew."""

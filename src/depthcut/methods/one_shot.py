@@ -73,8 +73,9 @@ class OneShot:
     def path(self, problem: Problem) -> list[Step]:
         candidates = problem.candidates()
         removes_all = sum(len(removal) for removal in candidates) == len(problem.units)
-        ranked = rank(self._values(problem, candidates), candidates)
-        return [Step(remove=removal, objective=value) for removal, value in (ranked[:-1] if removes_all else ranked)]
+        ranked = dict(rank(self._values(problem, candidates), candidates))
+        leaving = problem.in_turn(list(ranked)[:-1] if removes_all else list(ranked))
+        return [Step(remove=removal, objective=ranked[removal]) for removal in leaving]
 
     def _values(self, problem: Problem, candidates: list[Removal]) -> Mapping[str, float]:
         """Importance by unit or block: a static score, or the objective without the unit (leave one out)."""

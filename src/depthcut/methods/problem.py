@@ -34,6 +34,7 @@ class Problem:
         memory: what units take while decoding, where the budget counts that.
         advance: called with 1 after each step that a long search has taken.
         keep_scores: called with importances that a search has estimated, which belong into `scores.json`.
+        allows: whether a model without a set of units can be written; no search ends at a set for which it is false.
         seed: of everything random.
     """
 
@@ -50,6 +51,7 @@ class Problem:
     memory: Memory | None = None
     advance: Callable[[int], None] = lambda _: None
     keep_scores: Callable[[Scores], None] = lambda _: None
+    allows: Callable[[Collection[Unit]], bool] = lambda _: True
     seed: int = 0
     units: tuple[Unit, ...] = field(init=False)
 
@@ -76,6 +78,15 @@ class Problem:
         groups = [group for group in groups if group and not self.protected.intersection(group)]
         ceilings = [each for each in self._ceilings if each.surplus(removed) > 0] or self._ceilings
         return [group for group in groups if not ceilings or any(each.price(group) > 0 for each in ceilings)]
+
+    def in_turn(self, groups: Sequence[Removal]) -> list[Removal]:
+        """The groups in their order, each as soon as what is gone with it can be written; those that never can stay."""
+        waiting, removed, found = list(groups), set[Unit](), list[Removal]()
+        while group := next((group for group in waiting if self.allows(removed.union(group))), None):
+            waiting.remove(group)
+            removed.update(group)
+            found.append(group)
+        return found
 
     def joint_candidates(self, removed: Collection[Unit] = ()) -> list[Removal]:
         """Pairs that may go in one step where single sublayers may go and the budget counts weights.

@@ -91,7 +91,7 @@ class Shapley:
         problem.keep_scores(scores)
         ranked = [player for player, _ in rank(scores.values, players)]
         value = value_of(problem.ablation)
-        leaving = ranked[:-1] if removes_all else ranked
+        leaving = problem.in_turn(ranked[:-1] if removes_all else ranked)
         gone: list[Removed] = []
         for player in leaving:
             gone.append(frozenset(player).union(*gone[-1:]))

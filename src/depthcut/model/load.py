@@ -236,7 +236,7 @@ class ModelSource:
     def _settle_written(self, model: PreTrainedModel) -> None:
         """Settles how a model will be written."""
         if self.is_dequantised:
-            remember(model, self.architecture, self.folder, as_stored=self.as_stored)
+            remember(model, self.architecture, self.folder, as_stored=self.as_stored, dtype=self.dtype)
         elif not self.gguf_file:
             remember_islands(model, self.folder, getattr(torch, self.stored_dtype))
         if not (self.is_dequantised and self.as_stored):

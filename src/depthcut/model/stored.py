@@ -24,6 +24,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from depthcut.model.branches import Architecture
 from depthcut.model.headers import stored_tensors
 from depthcut.model.packing import PackedBlock
+from depthcut.model.paging import pager_of
 from depthcut.model.quantisation import kind_of, quantisation_entries
 from depthcut.model.sublayers import is_marked
 from depthcut.model.wrappers import num_blocks
@@ -78,14 +79,22 @@ def _blocks_reach_over_edges(shapes: Mapping[str, tuple[int, ...]], block: list[
     )
 
 
-def remember(model: PreTrainedModel, architecture: Architecture, folder: Path, *, as_stored: bool) -> None:
+def remember(
+    model: PreTrainedModel, architecture: Architecture, folder: Path, *, as_stored: bool, dtype: torch.dtype
+) -> None:
     """Notes of every tensor of a loaded model under which names it is stored.
 
     Also takes the dequantisation out of what transformers would undo on saving: a dequantised model is saved as it is.
 
     Args:
         as_stored: whether it is to be written as it is stored; else nothing is noted.
+        dtype: what is computed in. Where that is float32, weights are widened that transformers left as they are stored
+            beside FP8 ones: it computes with one precision only.
     """
+    if dtype == torch.float32 and pager_of(model) is None:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.to(dtype)
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from depthcut.model.stream import Batch, DecoderStream, Pass
+from depthcut.model.watch import Call
 from depthcut.repairs import Damage
 from depthcut.repairs.groups import Group, find_groups
 from depthcut.repairs.moments import Moments, held_out_sequences
 from depthcut.repairs.projections import (
     calls_of,
     gain_after,
+    is_experts,
     lacking,
     maps_that_read,
-    matrix_of,
     normed,
-    reach,
-    replace_matrix,
 )
 from depthcut.repairs.rooms import Rooms
+from depthcut.repairs.writers import Change, Writers, find_writers, has_experts, writing
+from depthcut.types import Unit
 
-MOST_STREAMS = 5
-"""Streams of all sequences that exist together: the dense one at three positions, the pruned one at two."""
+MOST_STREAMS = 7
+"""Streams of all sequences that exist together: the dense one at three positions, the pruned one at two; what experts
+are given and what they would have to add."""
+
+STREAMS_OF_EXPERTS = 2
 
 FLOAT32_RIDGE = 1e-3
 """From this ridge on, relative to the mean energy of the inputs, the rounding of float32 in their moments is hidden."""
@@ -42,22 +44,22 @@ class WeightChange:
     """New weights for linear maps, made and unmade at will.
 
     Attributes:
-        maps: each with what its matrix changes by, (outputs, inputs).
+        maps: each with what its matrix changes by, (outputs, inputs), or that of every expert.
     """
 
-    maps: list[tuple[nn.Module, torch.Tensor]]
+    maps: list[Change]
 
     def __post_init__(self) -> None:
-        self._before = [matrix_of(module) for module, _ in self.maps]
+        self._before = [weight.matrix for weight, _ in self.maps]
 
     def make(self, step: float = 1.0) -> None:
         """Replaces the matrices by those before plus a share of the change."""
-        for (module, change), before in zip(self.maps, self._before, strict=True):
-            replace_matrix(module, before + step * change.to(before))
+        for (weight, change), before in zip(self.maps, self._before, strict=True):
+            weight.replace(before + step * change.to(before))
 
     def unmake(self) -> None:
-        for (module, _), before in zip(self.maps, self._before, strict=True):
-            replace_matrix(module, before)
+        for (weight, _), before in zip(self.maps, self._before, strict=True):
+            weight.replace(before)
 
 
 class FrontToBack:
@@ -65,17 +67,22 @@ class FrontToBack:
 
     Args:
         pruned: repaired in place: its modules change, its tensors are replaced.
+        tokens_per_input: tokens that have to reach an expert, for each input of its down projection.
 
     Attributes:
         last_cut: position in the dense model where the last removed run ends, known once groups are asked for.
+        experts: by dense units, how many were solved and how many left alone, since too few tokens reach them.
     """
 
     last_cut = 0
 
-    def __init__(self, damage: Damage, pruned: PreTrainedModel, ridges: Sequence[float]) -> None:
+    def __init__(
+        self, damage: Damage, pruned: PreTrainedModel, ridges: Sequence[float], tokens_per_input: float
+    ) -> None:
         self.damage, self.dense = damage, damage.dense
         self.pruned = DecoderStream(pruned, self.dense.architecture)
-        self.ridges = ridges
+        self.ridges, self.tokens_per_input = ridges, tokens_per_input
+        self.experts: dict[tuple[Unit, ...], tuple[int, int]] = {}
         self._precise = self.dense.model.dtype.itemsize > 2 and min(ridges) < FLOAT32_RIDGE
         samples = damage.text
         self._rows = [
@@ -84,7 +91,8 @@ class FrontToBack:
         self._held_out = held_out_sequences(len(samples.input_ids))
 
     def __enter__(self) -> FrontToBack:
-        self._rooms = Rooms(self.damage, MOST_STREAMS)
+        experts = any(map(is_experts, self.pruned.model.modules()))
+        self._rooms = Rooms(self.damage, MOST_STREAMS if experts else MOST_STREAMS - STREAMS_OF_EXPERTS)
         self._dense_streams: dict[int, torch.Tensor] = {}
         self._pruned_streams = self._rooms.take()
         self._left: torch.Tensor | None = None
@@ -193,12 +201,12 @@ class FrontToBack:
 
     def fit_reads(self, group: Group) -> WeightChange:
         """The maps that read the stream, each times the map from the pruned normed stream to the dense one."""
-        maps: list[tuple[nn.Module, torch.Tensor]] = []
+        maps: list[Change] = []
         dense_streams = self._dense_streams[min(self._dense_streams)]
         for unit in group.pruned:
             block = self.pruned.blocks[unit.layer]
             branch = self.pruned.architecture.branches[unit.kind].of(block)
-            if not branch.projection:
+            if not branch.projection and not has_experts(block, branch):
                 continue
             width = self._pruned_streams.shape[-1]
             moments = Moments(width, width, precise=self._precise)
@@ -210,9 +218,10 @@ class FrontToBack:
                 self._add(moments, rows, batch, read, meant - read, torch.ones(read.shape[:2], device=device))
             change, _ = self._solve(moments)
             rows, batch = next(self._batches(self.pruned))
-            with maps_that_read(getattr(block, (*branch.leading, branch.core)[0])) as readers:
+            parts = [getattr(block, name) for name in ((*branch.leading, branch.core)[0], *branch.beside)]
+            with maps_that_read(parts) as readers:
                 self._run(group, rows, batch)
-            maps += [(module, matrix_of(module) @ change.to(matrix_of(module))) for module in readers]
+            maps += [(weight, weight.matrix @ change.to(weight.matrix)) for weight in readers]
         return WeightChange(maps)
 
     def fit_writes(
@@ -233,47 +242,46 @@ class FrontToBack:
             self.pruned.architecture.branches[unit.kind].of(block)
             for unit, block in zip(group.pruned, blocks, strict=True)
         ]
-        if not all(branch.projection for branch in branches):
-            return WeightChange([]), {}
-        projections: list[nn.Module] = [
-            attrgetter(branch.projection)(block) for block, branch in zip(blocks, branches, strict=True)
-        ]
         gain = gain_after(blocks[0], branches[0], self._pruned_streams.shape[-1])
-        widths = [matrix_of(projection).shape[1] for projection in projections]
+        found = [
+            find_writers(block, branch, len(gain), lambda: self._run(group, *next(self._batches(self.pruned))))
+            for block, branch in zip(blocks, branches, strict=True)
+        ]
+        modules = [module for writers in found for module in writers]
+        if not all(found) or sum(map(is_experts, modules)) > 1:
+            return WeightChange([]), {}
+        widths = [weight.matrix.shape[-1] for weight in map(writing, modules)]
+        together = sum(width for width, module in zip(widths, modules, strict=True) if not is_experts(module))
         room = self.damage.solving_bytes
-        widest = widest and (room is None or Moments.bytes(sum(widths), len(gain)) <= room)
-        widths = widths if widest else [len(gain) for _ in widths]
-        moments = Moments(sum(widths), len(gain), precise=self._precise)
+        widest = widest and (room is None or Moments.bytes(max(together, *widths), len(gain)) <= room)
         dense_streams = self._dense_at(group.dense_stop)
         if cut is not None:
             dense_streams = self._dense_at(cut.dense_stop)
         elif self._left is None:
             self._left = self._rooms.take()
+        rooms = [self._rooms.take() for _ in range(2 * any(map(is_experts, modules)))]
+        writers = Writers(modules, gain, rooms, widest=widest, precise=self._precise)
         for rows, batch in self._batches(self.pruned):
-            entering = self._pruned_streams[rows].to(batch.embedded.device)
-            with calls_of(projections, entering.shape[:-1]) as calls:
-                after = self._run(group, rows, batch)
-            written = torch.stack([output for _, output in calls]).sum(dim=0)
-            scale = reach(after - entering, written, gain)
-            features = torch.cat(
-                [
-                    inputs if widest else inputs @ matrix_of(projection).T
-                    for projection, (inputs, _) in zip(projections, calls, strict=True)
-                ],
-                dim=-1,
-            )
+            calls, added, after = self._watched(group, writers, rows, batch)
             if cut is not None:
                 after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
             elif self._left is not None:
                 self._left[rows] = after
-            meant = dense_streams[rows].to(after.device)
-            self._add(moments, rows, batch, features * scale, *lacking(after, meant, gain))
-        change, left = self._solve(moments)
-        parts = torch.split(change, widths, dim=1)
-        maps = [
-            (projection, part if widest else part.to(matrix_of(projection)) @ matrix_of(projection))
-            for projection, part in zip(projections, parts, strict=True)
-        ]
-        energy = moments.energy * gain.to(moments.energy).square()
-        share = float((left * energy).sum() / energy.sum()) if bool(energy.sum() > 0) else 1.0
-        return WeightChange(maps), {str(unit): share for unit in group.dense}
+            lacks = lacking(after, dense_streams[rows].to(after.device), gain)
+            writers.add(calls, added, lacks, rows, batch.token_mask, self._held_out[rows])
+        again = ((rows, *self._watched(group, writers, rows, batch)[:2]) for rows, batch in self._batches(self.pruned))
+        changes, share = writers.solve(self._solve, again, self.tokens_per_input)
+        for taken in rooms:
+            self._rooms.give_back(taken)
+        if writers.solved is not None:
+            self.experts[group.dense] = writers.solved.num_solved, writers.solved.num_left_alone
+        return WeightChange(changes), {str(unit): share for unit in group.dense}
+
+    def _watched(
+        self, group: Group, writers: Writers, rows: slice, batch: Batch
+    ) -> tuple[list[Call], torch.Tensor, torch.Tensor]:
+        """The calls of what writes in a group, what it adds to the pruned stream, and the stream after it."""
+        entering = self._pruned_streams[rows].to(batch.embedded.device)
+        with calls_of(writers.modules) as calls:
+            after = self._run(group, rows, batch)
+        return calls, after - entering, after

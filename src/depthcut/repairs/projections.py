@@ -1,9 +1,10 @@
-"""The linear maps of a branch: what they are given, what they write, how much of that reaches the stream."""
+"""The linear maps of a branch and its experts: what they are given, what they write, how much of it the stream gets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -30,15 +31,30 @@ def gain_after(block: nn.Module, branch: Branch, width: int) -> torch.Tensor:
     return gain[0, 0]
 
 
-def reach(added: torch.Tensor, written: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """(sequences, length, 1) the factor between what projections wrote, times the gain, and what the stream got.
+def reach(added: torch.Tensor, written: Sequence[torch.Tensor], gain: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The factor between what each of several maps wrote, times the gain, and what of it the stream got.
 
-    One in most families; a constant where the family scales its branches, and one over the length where a norm comes
-    after. For small changes of the projection it stays the same.
+    One in most families; a constant where the family scales its branches or its experts, one over the length where a
+    norm comes after, a gate's value before a shared expert. For small changes of the maps it stays the same.
+
+    Args:
+        added: (sequences, length, hidden).
+        written: of each map, likewise.
+        gain: (hidden,) from `gain_after`.
+
+    Returns:
+        Of each, (sequences, length, 1).
     """
-    expected = written.float() * gain.float()
-    energy = expected.square().sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return (added.float() * expected).sum(dim=-1, keepdim=True) / energy
+    expected = torch.stack([part.float() * gain.float() for part in written], dim=-2)
+    products, fits = expected @ expected.mT, expected @ added.float().unsqueeze(-1)
+    limits = torch.finfo(torch.float32)
+    # Nothing reaches the stream of a map that wrote nothing; maps that wrote the same share what did.
+    products.diagonal(dim1=-2, dim2=-1).mul_(1 + 16 * limits.eps).clamp_min_(limits.tiny)
+    if len(written) == 1:
+        return (fits.squeeze(-1) / products.squeeze(-1),)
+    # As many numbers as tokens, and not every device solves systems.
+    factors: torch.Tensor = torch.linalg.solve(products.cpu(), fits.cpu()).to(fits.device)
+    return factors.unbind(dim=-2)
 
 
 def lacking(after: torch.Tensor, meant: torch.Tensor, gain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,26 +75,52 @@ def lacking(after: torch.Tensor, meant: torch.Tensor, gain: torch.Tensor) -> tup
     return missing, 1 / meant.to(exact).square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def matrix_of(module: nn.Module) -> torch.Tensor:
-    """(outputs, inputs) of a linear map."""
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, Conv1D) else weight
+@dataclass(frozen=True)
+class Weight:
+    """A matrix of a linear map, or the stack of matrices of a block's experts."""
+
+    module: nn.Module
+    name: str = "weight"
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """(outputs, inputs), or (experts, outputs, inputs)."""
+        weight: torch.Tensor = getattr(self.module, self.name)
+        return weight.mT if self._transposed else weight
+
+    def replace(self, matrix: torch.Tensor) -> None:
+        """Gives the module a new matrix, shaped as `matrix`; the old tensor, which other models may share, stays."""
+        matrix = matrix.mT if self._transposed else matrix
+        setattr(self.module, self.name, like(getattr(self.module, self.name), matrix))
+
+    @property
+    def _transposed(self) -> bool:
+        # Of stacked experts only Llama 4's do not say it.
+        return isinstance(self.module, Conv1D) or (
+            is_experts(self.module) and bool(getattr(self.module, "is_transposed", True))
+        )
 
 
-def replace_matrix(module: nn.Module, matrix: torch.Tensor) -> None:
-    """Gives a linear map a new matrix, (outputs, inputs); the old tensor, which other models may share, stays."""
-    matrix = matrix.T if isinstance(module, Conv1D) else matrix
-    module.weight = like(module.weight, matrix)  # type: ignore[arg-type]
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the matrices of a block's experts stacked, each of which writes by a linear map."""
+    down = getattr(module, "down_proj", None)
+    return isinstance(down, nn.Parameter) and down.dim() == 3 and not getattr(module, "has_post_expert_norm", False)
+
+
+def reading_name(experts: nn.Module) -> str:
+    """The name of what stacked experts read with: gate and up projection in one, or the latter alone."""
+    return "gate_up_proj" if hasattr(experts, "gate_up_proj") else "up_proj"
 
 
 @contextmanager
-def calls_of(modules: Sequence[nn.Module], tokens: torch.Size) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Collects input and output of each module, in the order of the list, both of shape (*tokens, features)."""
-    seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-    collected: list[tuple[torch.Tensor, torch.Tensor]] = []
+def calls_of(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
+    """Collects the calls of modules, in the order of the list."""
+    seen: dict[nn.Module, Call] = {}
+    collected: list[Call] = []
 
     def keep(call: Call) -> None:
-        seen[call.module] = (call.given.view(*tokens, -1), call.returned.view(*tokens, -1))
+        # What one wrote may be added to in place.
+        seen[call.module] = replace(call, output=call.returned.clone())
 
     with watch(modules, keep):
         yield collected
@@ -86,15 +128,36 @@ def calls_of(modules: Sequence[nn.Module], tokens: torch.Size) -> Iterator[list[
 
 
 @contextmanager
-def maps_that_read(core: nn.Module) -> Iterator[list[nn.Module]]:
-    """Collects the linear maps of a branch that are given what the branch itself is given."""
+def maps_that_read(parts: Sequence[nn.Module]) -> Iterator[list[Weight]]:
+    """Collects the linear maps of a branch that are given what the branch itself is given, a router's and its experts'.
+
+    Args:
+        parts: the first module of the branch, and those beside it, in any order: all are given the same.
+    """
     given: list[torch.Tensor] = []
-    found: list[nn.Module] = []
+    found: dict[nn.Module, Weight] = {}
 
     def keep(call: Call) -> None:
-        if call.given.data_ptr() == given[0].data_ptr() and call.given.shape[-1] == given[0].shape[-1]:
-            found.append(call.module)
+        read = given[0]
+        if call.given.shape[-1] != read.shape[-1]:
+            return
+        if is_experts(call.module):
+            # They may be given each token once an expert, scaled.
+            found[call.module] = Weight(call.module, reading_name(call.module))
+        elif call.given.numel() == read.numel() and torch.equal(call.given.to(read.dtype).view_as(read), read):
+            found[call.module] = Weight(call.module)
 
-    linear = [module for module in core.modules() if isinstance(module, nn.Linear | Conv1D)]
-    with watch([core], lambda call: given.append(call.given), before=True), watch(linear, keep, before=True):
-        yield found
+    readers = [module for part in parts for module in part.modules() if is_experts(module) or _is_map(module)]
+    with (
+        watch(parts, lambda call: given.append(call.given), before=True),
+        watch(dict.fromkeys(readers), keep, before=True),
+    ):
+        collected: list[Weight] = []
+        yield collected
+    collected.extend(found.values())
+
+
+def _is_map(module: nn.Module) -> bool:
+    """Whether a module multiplies with its weight: a linear map, or a router, which has a class of its family's."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 2 and not isinstance(module, nn.Embedding)

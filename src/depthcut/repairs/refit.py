@@ -13,6 +13,9 @@ sublayers about each removed run, from the last one before it on,
 3. the projection before the last one before a removed run is solved so that the stream meets the dense one after the
    run: what the last one holds does not tell all that the run would have added.
 
+Where experts write in place of one projection, what they and their router read is multiplied likewise, and what writes
+is solved in turn: the shared expert, then each expert's down projection on the tokens that reach it (`experts.py`).
+
 How strongly each output channel is held to its old weight is decided on the held-out tokens (`moments.py`), also that
 it stays as it is. A stream that is nearer to the dense one does not always give an output that is: so each change is
 kept, whole or halved, only where the KL of the output falls on sequences that nothing was fitted to, and a removed run
@@ -63,6 +66,8 @@ class Refit:
         steps: shares of a change that are tried, one after the other, until the KL falls or cannot any more.
         margin: share of the KL by which it has to fall.
         ridges: strengths to choose from, relative to the mean energy of the inputs.
+        tokens_per_input: tokens that have to reach an expert, for each input of its down projection, for it to be
+            solved; it is left as it is where fewer do.
     """
 
     reads: bool = True
@@ -71,6 +76,7 @@ class Refit:
     steps: tuple[float, ...] = (1.0, 0.5)
     margin: float = 1e-3
     ridges: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    tokens_per_input: float = 0.5
     replaces_units: ClassVar[bool] = False
     judged_by: ClassVar[str] = "kl"
     num_sequences: ClassVar[int] = 0
@@ -87,7 +93,7 @@ class Refit:
         if num_sequences < 3:
             raise InputError("refit is fitted to some sequences and judged on others; give it at least 3")
         text, judging = damage.text.split(num_sequences - max(1, num_sequences // JUDGING_SHARE))
-        with FrontToBack(replace(damage, text=text), twin(pruned), self.ridges) as sweep:
+        with FrontToBack(replace(damage, text=text), twin(pruned), self.ridges, self.tokens_per_input) as sweep:
             trial = _Trial(damage.judge("kl", judging), sweep.pruned, self.steps, self.margin)
             units: dict[str, float] = {}
             # What was removed before the first kept sublayer has none before it.
@@ -116,7 +122,7 @@ class Refit:
                 sweep.leave(group, changed=by_writing > 0)
                 trial.advance(group)
                 waits = self.patience if gained + by_writing >= RENEWS else waits - 1
-            return Repaired(sweep.pruned.model, units)
+            return Repaired(sweep.pruned.model, units, settings=_counts(sweep))
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,11 @@ class LinearMap:
 
     Attributes:
         ridges: strengths to choose from, relative to the mean energy of what the projection gave.
+        tokens_per_input: as of `refit`, for each channel of what an expert gave.
     """
 
     ridges: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
+    tokens_per_input: float = 0.5
     replaces_units: ClassVar[bool] = False
     judged_by: ClassVar[str] = "kl"
     num_sequences: ClassVar[int] = 0
@@ -138,7 +146,7 @@ class LinearMap:
 
     @torch.no_grad()
     def repair(self, damage: Damage, pruned: PreTrainedModel) -> Repaired:
-        with FrontToBack(damage, twin(pruned), self.ridges) as sweep:
+        with FrontToBack(damage, twin(pruned), self.ridges, self.tokens_per_input) as sweep:
             units = {}
             for group, _ in sweep.groups():
                 if group.before_removal:
@@ -148,7 +156,15 @@ class LinearMap:
                     sweep.leave(group, changed=True)
                 else:
                     sweep.advance(group)
-            return Repaired(sweep.pruned.model, units)
+            return Repaired(sweep.pruned.model, units, settings=_counts(sweep))
+
+
+def _counts(sweep: FrontToBack) -> dict[str, int | float]:
+    """Of all experts that were tried, how many were solved, and how many too few tokens reached; nothing without."""
+    if not sweep.experts:
+        return {}
+    solved, left_alone = (sum(counts) for counts in zip(*sweep.experts.values(), strict=True))
+    return {"experts_solved": solved, "experts_left_alone": left_alone}
 
 
 class _Trial:
@@ -173,7 +189,8 @@ class _Trial:
             self._least = self._values()
         margin = self._margin * float(self._least.mean())
         longer: tuple[float, torch.Tensor] | None = None
-        for step in self._steps if change.maps else ():
+        # Where the models answer alike, but for rounding, there is nothing to gain.
+        for step in self._steps if change.maps and margin > 0 else ():
             if longer is not None and _most_gain(step / longer[0], longer[1], self._least) <= margin:
                 break
             change.make(step)

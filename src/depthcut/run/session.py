@@ -29,7 +29,7 @@ from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repairs import check_repairs
 from depthcut.run.recipe import Recipe
 from depthcut.run.texts import USES, Use, read_texts, require_context, settle_texts, write_texts
-from depthcut.surgery import check_removal
+from depthcut.surgery import can_be_removed, check_removal
 from depthcut.types import InputError, Unit
 
 PROBE_TOKENS = 16
@@ -106,6 +106,7 @@ def pose_problem(recipe: Recipe, source: ModelSource) -> Problem:
         budget=budget,
         memory=_memory(source, sizes, budget),
         protected=frozenset(choose_units(recipe.protect, units, verb="protect")),
+        allows=lambda removed: can_be_removed(source.config, source.architecture, removed),
         seed=recipe.seed,
     )
     problem.check()

@@ -1,0 +1,99 @@
+"""Models that torchao quantised go in and out in its own layout: kept tensors byte for byte, read again as before."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TorchAoConfig
+
+import tiny
+from depthcut.export import hf
+from depthcut.model.bypass import bypass
+from depthcut.model.load import resolve
+from depthcut.run.prune import prune_model
+from depthcut.run.recipe import Recipe
+from depthcut.surgery import apply
+from depthcut.types import InputError, Unit
+
+quantization = pytest.importorskip("torchao.quantization", reason="needs pip install torchao")
+
+PAIRS = [Unit.parse(name) for name in ("1.attn", "1.ffn", "3.ffn", "4.attn")]
+KINDS = {
+    "int8": lambda: quantization.Int8WeightOnlyConfig(),
+    "int8 with int8 inputs": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
+    "fp8": lambda: quantization.Float8WeightOnlyConfig(),
+}
+
+
+def save(folder, kind):
+    """Writes a model as torchao's users do."""
+    plain = tiny.save(folder.with_name("plain"), "llama", intermediate_size=64)
+    model = AutoModelForCausalLM.from_pretrained(
+        plain, dtype=torch.bfloat16, device_map="cpu", quantization_config=TorchAoConfig(KINDS[kind]())
+    )
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=tiny.samples().input_ids, use_cache=False).logits
+
+
+def contents(folder):
+    """Every stored tensor's dtype, shape and bytes."""
+    tensors = load_file(folder / "model.safetensors")
+    return {name: (t.dtype, t.shape, t.flatten().view(torch.uint8).tolist()) for name, t in tensors.items()}
+
+
+def noted(folder):
+    """What the file says of each tensor beside its values."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_pruned_as_it_is_stored(kind, tmp_path):
+    """Attention of one block and feed-forward part of another, reloaded in a fresh process."""
+    folder = save(tmp_path / "dense", kind)
+    source = resolve(str(folder))
+    assert source.provenance.quantisation == "torchao"
+    dense = source.load_model("cpu")
+    with bypass(dense, source.architecture, PAIRS):
+        bypassed = logits(dense)
+    pruned = apply(dense, source.architecture, PAIRS)
+    assert torch.equal(logits(pruned), bypassed)
+    (tmp_path / "out").mkdir()
+    hf.write_directory(pruned, tiny.tokenizer(), tmp_path / "out")
+    hf.verify_directory(tmp_path / "out", pruned, tiny.samples(num_samples=1).input_ids)
+
+    def of(name):
+        # A0 F0 | A2 F2 | A3 F4 | A5 F5
+        blocks = [0, 2, 3, 5] if "attn" in name or "input_layernorm" in name else [0, 2, 4, 5]
+        return re.sub(r"layers\.(\d+)", lambda found: f"layers.{blocks[int(found[1])]}", name)
+
+    before, after = contents(folder), contents(tmp_path / "out")
+    assert len(after) < len(before)
+    assert {name: before[of(name)] for name in after} == after
+    said, says = noted(folder), noted(tmp_path / "out")
+    assert all(says[name] == said[of(name)] for name in says if name.startswith("model."))
+    assert torch.equal(logits(resolve(str(tmp_path / "out")).load_model("cpu")), bypassed)
+
+
+def test_a_run_takes_it_and_repairs_nothing(tmp_path, monkeypatch, capsys):
+    tiny.reload_in_process(monkeypatch)
+    folder = save(tmp_path / "dense", "int8")
+    options = {"method": "shortgpt", "model": str(folder)} | tiny.SHORT_RUN
+    result = prune_model(Recipe.build(**options), tmp_path / "out")
+    assert "torchao" in capsys.readouterr().err
+    entries = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert entries["num_hidden_layers"] == 4
+    given = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert entries["quantization_config"] == given
+    assert torch.equal(logits(resolve(str(tmp_path / "out")).load_model("cpu")), logits(result.model))
+    with pytest.raises(InputError, match="cannot write them into torchao ones; repair the model before"):
+        prune_model(Recipe.build(**options, repair="refit"), tmp_path / "repaired")

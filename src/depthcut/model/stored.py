@@ -94,7 +94,7 @@ def remember(
     if dtype == torch.float32 and pager_of(model) is None:
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter.data = parameter.to(dtype)
+                parameter.data = parameter.data.to(dtype)
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]

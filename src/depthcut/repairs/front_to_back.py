@@ -26,7 +26,7 @@ from depthcut.repairs.projections import (
     normed,
 )
 from depthcut.repairs.rooms import Rooms
-from depthcut.repairs.writers import Change, Writers, find_writers, has_experts, writing
+from depthcut.repairs.writers import MapChange, Writers, find_writers, has_experts, writing
 from depthcut.types import Unit
 
 MOST_STREAMS = 7
@@ -47,7 +47,7 @@ class WeightChange:
         maps: each with what its matrix changes by, (outputs, inputs), or that of every expert.
     """
 
-    maps: list[Change]
+    maps: list[MapChange]
 
     def __post_init__(self) -> None:
         self._before = [weight.matrix for weight, _ in self.maps]
@@ -201,7 +201,7 @@ class FrontToBack:
 
     def fit_reads(self, group: Group) -> WeightChange:
         """The maps that read the stream, each times the map from the pruned normed stream to the dense one."""
-        maps: list[Change] = []
+        maps: list[MapChange] = []
         dense_streams = self._dense_streams[min(self._dense_streams)]
         for unit in group.pruned:
             block = self.pruned.blocks[unit.layer]

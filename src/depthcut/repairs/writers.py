@@ -17,7 +17,7 @@ from depthcut.repairs.projections import Weight, is_experts, reach
 Solve = Callable[[Moments], tuple[torch.Tensor, torch.Tensor]]
 """`Moments.solve` with ridges."""
 
-Change = tuple[Weight, torch.Tensor]
+MapChange = tuple[Weight, torch.Tensor]
 """A weight and what its matrix changes by."""
 
 Ran = tuple[slice, list[Call], torch.Tensor]
@@ -143,14 +143,14 @@ class Writers:
                 )
             )
 
-    def solve(self, solve: Solve, again: Iterable[Ran], tokens_per_input: float) -> tuple[list[Change], float]:
+    def solve(self, solve: Solve, again: Iterable[Ran], tokens_per_input: float) -> tuple[list[MapChange], float]:
         """What each weight changes by, and the share of the error on held-out tokens that is left; once all was added.
 
         Args:
             again: runs the group on every batch once more.
             tokens_per_input: see `solve_experts`.
         """
-        changes: list[Change] = []
+        changes: list[MapChange] = []
         gained = torch.zeros_like(self._energy)
         if self._maps:
             change, left = solve(self._moments)

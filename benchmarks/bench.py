@@ -96,6 +96,20 @@ BENCHMARKS = (
         ("ratio",),
     ),
     Benchmark(
+        "moments",
+        "a repair's map is summed and solved where the model is",
+        "--width 1024 --targets 256 --tokens 2048 --batch 512 --output OUT/moments.json",
+        "moments.json",
+        ("summing, s", "solving, s"),
+    ),
+    Benchmark(
+        "gpu",
+        "what a device makes of a search",
+        "--runs 1b --toy --dtype float32 --samples 2 --length 64 --output OUT/gpu.json",
+        "gpu.json",
+        ("seconds a candidate", "share of a product's rate here"),
+    ),
+    Benchmark(
         "speed",
         "what is removed is gained in the engines",
         "--engines transformers,llama.cpp --removals blocks --prompt-tokens 128 --decode-tokens 16 --rounds 3 "

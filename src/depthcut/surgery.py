@@ -11,7 +11,6 @@ whoever changes weights of one must replace tensors, not write into them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from depthcut.model.branches import Architecture, Branch
 from depthcut.model.bypass import Emulation, remove_branch
 from depthcut.model.layer_config import check_layer_config, cut_config
 from depthcut.model.packing import check_units, is_dense, pack
+from depthcut.model.placement import copy_modules, join
 from depthcut.model.quantisation import tensors
 from depthcut.model.quantised_names import check_names, renumber_names
 from depthcut.model.sublayers import is_marked, mark
@@ -136,6 +136,7 @@ def apply(
                 continue
             for name, value in attributes[source, kind].items():
                 setattr(block, name, value)
+                join(value, block)
         _renumber(block, index, architecture.slots)
         kept.append(block)
     if architecture.entry:
@@ -171,7 +172,7 @@ def _cut_tables(model: PreTrainedModel, architecture: Architecture, kept: Sequen
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the modules that shares every tensor with the model; whoever changes one replaces it."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors(model)})
+    return copy_modules(model, {id(tensor): tensor for tensor in tensors(model)})
 
 
 def _attributes(block: nn.Module, branch: Branch) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import depthcut
 import tiny
+from device.checks import CHECKS
 
 BASE: dict[str, Any] = {
     "remove": "2",
+    "calibration": "stdlib",
     "calibration_samples": 4,
     "calibration_length": 16,
     "evaluation_samples": 2,
@@ -101,15 +102,13 @@ def run(name: str, device: str, folder: Path) -> dict[str, Any]:
 
 def main(device: str, folder: str, *names: str) -> None:
     found: dict[str, Any] = {}
-    for name in names or SCENARIOS:
+    for name in names or (*SCENARIOS, *CHECKS):
         try:
             # The stand-in has no fused attention, and the CPU's rounds otherwise; a fresh process takes what there is.
             with contextlib.nullcontext() if name == WRITTEN else sdpa_kernel(SDPBackend.MATH):
-                found[name] = run(name, device, Path(folder))
+                found[name] = CHECKS[name](device) if name in CHECKS else run(name, device, Path(folder))
         except Exception:
             found[name] = {"failed": traceback.format_exc()}
-    if device != "cpu":
-        found["synchronisations"] = torch.standin.extension.synchronisations()
     (Path(folder) / "found.json").write_text(json.dumps(found))
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from device.checks import CHECKS, IN_FLOAT32
 from device.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.device
@@ -58,18 +59,26 @@ def test_a_run_finds_on_an_accelerator_what_it_finds_on_the_cpu(found, name):
         torch.testing.assert_close(there[tensor], weights[tensor], rtol=ROUNDING, atol=ROUNDING)
 
 
-def assert_alike(given, expected):
+@pytest.mark.parametrize("name", CHECKS)
+def test_what_a_device_computes_is_what_the_cpu_does(found, name):
+    on_cpu, on_device = (found[device][0][name] for device in ("cpu", "standin"))
+    assert "failed" not in on_cpu, on_cpu["failed"]
+    assert "failed" not in on_device, on_device["failed"]
+    assert_alike(on_device, on_cpu, 1000 * torch.finfo(torch.float32).eps if name == IN_FLOAT32 else ROUNDING)
+
+
+def assert_alike(given, expected, tolerance=ROUNDING):
     """Equal but for the rounding of numbers."""
     if isinstance(expected, dict):
         assert given.keys() == expected.keys()
         for key in expected:
-            assert_alike(given[key], expected[key])
+            assert_alike(given[key], expected[key], tolerance)
     elif isinstance(expected, list):
         assert len(given) == len(expected)
         for one, other in zip(given, expected, strict=True):
-            assert_alike(one, other)
+            assert_alike(one, other, tolerance)
     elif isinstance(expected, float):
-        assert given == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
+        assert given == pytest.approx(expected, rel=tolerance, abs=tolerance)
     else:
         assert given == expected
 

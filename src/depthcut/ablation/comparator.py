@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE, Objective, Reference
+from depthcut.model.device import widest_type
 from depthcut.model.stream import Batch, DecoderStream
 
 
@@ -53,7 +54,10 @@ class ComparedBatch:
         self, batch: Batch, dense_final: torch.Tensor, scored: torch.Tensor, *, keeps_references: bool = False
     ) -> None:
         self.batch, self.dense_final = batch, dense_final
-        self.scored = scored.to(batch.input_ids.device)
+        # On the host, so that what counts is known without asking the device.
+        self.scored = scored.cpu()
+        self._counts = self.scored.sum(dim=-1).double()
+        self._places: dict[tuple[int, int], torch.Tensor | None] = {}
         self.targets = following(batch.input_ids)
         self.keeps_references = keeps_references
         self._references: list[Reference] = []
@@ -71,22 +75,39 @@ class ComparedBatch:
         Args:
             dense: the dense model.
             stream: the model whose output is compared; `batch` and `final` belong to it.
+
+        Waits for the device once.
         """
-        totals = torch.zeros(len(final), dtype=torch.float64)
+        totals: dict[int, torch.Tensor] = {}
         for sequence, values in self.values(objective, dense, stream, batch, final):
-            totals[sequence] += values.sum()
-        return totals, self.scored.sum(dim=-1).double().cpu()
+            total = values.sum()
+            totals[sequence] = totals[sequence] + total if sequence in totals else total
+        sums = torch.zeros(len(final), dtype=torch.float64)
+        if totals:
+            sums[list(totals)] = torch.stack(list(totals.values())).cpu().double()
+        return sums, self._counts
 
     def values(
         self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """The objective at the positions that count, as for `compare`: a sequence, and (positions,) float64 of it."""
+        """The objective at the positions that count, as for `compare`: a sequence, and (positions,) of it where the
+        logits are, float64 where there is any.
+        """
         pieces = walk(stream, batch, final)
         references = self._dense_references(objective, dense) if objective.needs_dense else itertools.repeat(())
         for (at, logits), reference in zip(pieces, references, strict=False):
             if bool(self.scored[at].any()):
-                values = objective.at_positions(reference, logits, self.targets[at])
-                yield at[0], values[self.scored[at]].double().cpu()
+                values = objective.at_positions(reference, logits, self.targets[at].to(logits.device))
+                places = self._counting(at, logits.device)
+                yield at[0], (values if places is None else values[places]).to(widest_type(values.device))
+
+    def _counting(self, at: tuple[int, slice], device: torch.device) -> torch.Tensor | None:
+        """(positions that count,) their places in a piece; None where all of them do."""
+        piece = at[0], at[1].start
+        if piece not in self._places:
+            counted = self.scored[at]
+            self._places[piece] = None if bool(counted.all()) else counted.nonzero()[:, 0].to(device)
+        return self._places[piece]
 
     def _dense_references(self, objective: Objective, dense: DecoderStream) -> Iterable[Reference]:
         """One for each piece of `walk`, in its order."""

@@ -13,6 +13,7 @@ from depthcut.ablation.objectives.kl import KL
 from depthcut.calibration import Samples
 from depthcut.evaluation.draft import GREEDY, SAMPLING, accepted, agreed
 from depthcut.evaluation.paired import DIFFERENCE
+from depthcut.model.device import widest_type
 from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.results import Measurement
 
@@ -113,28 +114,31 @@ def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> to
     """
     batch = runs[0][0]
     predicts, tokens, targets = predicting(batch.token_mask), batch.token_mask, following(batch.input_ids)
-    sums = torch.zeros(1 + SUMS * (len(streams) - 1), len(targets), dtype=torch.float64)
+    sums: list[torch.Tensor | int] = [0] * len(targets)
     for of_models in zip(*(walk(stream, *run) for stream, run in zip(streams, runs, strict=True)), strict=True):
         at = of_models[0][0]
-        sums[:, at[0]] += _sums([logits for _, logits in of_models], targets[at], predicts[at], tokens[at])
-    return sums
+        place = of_models[0][1].device
+        beside = (values[at].to(place) for values in (targets, predicts, tokens))
+        sums[at[0]] = sums[at[0]] + _sums([logits for _, logits in of_models], *beside)
+    return torch.stack(sums, dim=1).cpu().double()  # type: ignore[arg-type]
 
 
 def _sums(
     logits: Sequence[torch.Tensor], targets: torch.Tensor, predicts: torch.Tensor, present: torch.Tensor
 ) -> torch.Tensor:
     """The same, summed over one sequence's positions. Each model's log-probabilities are made once and serve both."""
-    kl = KL()
+    kl, exact = KL(), widest_type(logits[0].device)
     log_p = logits[0].log_softmax(dim=-1)
     reference = kl.reference_of(log_p)
-    values = [nll_of(log_p, targets)[predicts]]
+    values = [(nll_of(log_p, targets), predicts)]
     for other in logits[1:]:
         log_q = other.log_softmax(dim=-1)
-        values.append(nll_of(log_q, targets)[predicts])
-        values.append(kl.of_log_probabilities(reference, log_q)[present])
-        values.append(accepted(log_p, log_q)[present])
-        values.append(agreed(log_p, log_q)[present])
-    return torch.stack([value.double().sum().cpu() for value in values])
+        values.append((nll_of(log_q, targets), predicts))
+        values.append((kl.of_log_probabilities(reference, log_q), present))
+        values.append((accepted(log_p, log_q), present))
+        values.append((agreed(log_p, log_q), present))
+    # Choosing positions would wait for the device.
+    return torch.stack([torch.where(counted, value.to(exact), 0).sum() for value, counted in values])
 
 
 def mean_per_token(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from depthcut.importance import METRICS, EndMetric
+from depthcut.model.device import widest_type
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Angular(EndMetric):
     """arccos(cos) / pi. In float64: near 1 the arc cosine makes 3e-4 of float32's rounding."""
 
     def between(self, streams: torch.Tensor) -> torch.Tensor:
-        unit_length = torch.nn.functional.normalize(streams.double(), dim=-1)
+        unit_length = torch.nn.functional.normalize(streams.to(widest_type(streams.device)), dim=-1)
         return torch.einsum("psh,qsh->pqs", unit_length, unit_length).clamp(-1, 1).arccos() / math.pi
 
 

@@ -16,6 +16,7 @@ import torch
 
 from depthcut.calibration import Samples
 from depthcut.importance import METRICS, Change, EndMetric, ModelMetric, Stream, TokenMetric, metric_name
+from depthcut.model.device import widest_type
 from depthcut.model.stream import DecoderStream, Pass
 from depthcut.types import InputError, Scores, Unit
 
@@ -39,13 +40,7 @@ class _TokenSums:
         """
         change = Change(before, after)
         values = torch.stack([metric.at_tokens(change) for metric in self.metrics.values()])
-        sums = torch.where(tokens, values.double(), 0.0).sum(dim=-1)
-        if not bool(torch.isfinite(sums).all()):
-            where = f"block {unit}" if isinstance(unit, int) else f"{unit}"
-            raise InputError(
-                f"the activations at {where} are not finite (NaN or infinite, or a stream of zeros); "
-                "check the weights, or load the model with --dtype float32"
-            )
+        sums = torch.where(tokens.to(values.device), values.to(widest_type(values.device)), 0.0).sum(dim=-1)
         self.sums.setdefault(unit, []).append(sums)
 
     def scores(self, num_tokens: torch.Tensor) -> Iterable[Scores]:
@@ -54,9 +49,19 @@ class _TokenSums:
         Args:
             num_tokens: (sequences,), tokens of each sequence.
         """
+        # Only now, since to look at each would wait for the device each time.
+        whole = {unit: torch.cat(sums, dim=-1).to(num_tokens.device) for unit, sums in self.sums.items()}
+        finite = torch.stack([sums.isfinite().all() for sums in whole.values()]).tolist()
+        for unit, is_finite in zip(whole, finite, strict=True):
+            if not is_finite:
+                where = f"block {unit}" if isinstance(unit, int) else f"{unit}"
+                raise InputError(
+                    f"the activations at {where} are not finite (NaN or infinite, or a stream of zeros); "
+                    "check the weights, or load the model with --dtype float32"
+                )
         for kind in (int, Unit):
             units = [unit for unit in self.sums if isinstance(unit, kind)]
-            table = torch.stack([torch.cat(self.sums[unit], dim=-1) for unit in units])  # units, metrics, sequences
+            table = torch.stack([whole[unit] for unit in units])  # units, metrics, sequences
             means = table.sum(dim=-1) / num_tokens.sum()
             errors = _standard_errors(table / num_tokens)
             for column, name in enumerate(self.metrics):
@@ -83,7 +88,7 @@ def _scores(
 
 
 def _by_name(units: Sequence[Unit | int | str], values: torch.Tensor) -> dict[str, float]:
-    return {str(unit): float(value) for unit, value in zip(units, values, strict=True)}
+    return {str(unit): value for unit, value in zip(units, values.tolist(), strict=True)}
 
 
 class _BatchVisitor:
@@ -105,7 +110,9 @@ class _BatchVisitor:
 
     def __call__(self, unit: Unit | int, before: torch.Tensor, after: torch.Tensor) -> None:
         self.token_sums.add(unit, self._measured(before), self._measured(after), self.tokens)
-        ends = torch.stack([stream[self._sequences, self._last_token] for stream in (before, after)])
+        # Of a model on several devices the streams are, too; what is kept lies where the tokens do.
+        places = self._sequences.to(before.device), self._last_token.to(before.device)
+        ends = torch.stack([stream.to(before.device)[places] for stream in (before, after)]).to(self.tokens.device)
         (self.block_ends if isinstance(unit, int) else self.sublayer_ends).append(ends)
 
     def _measured(self, captured: torch.Tensor) -> Stream:
@@ -180,7 +187,7 @@ def static_scores(
         if isinstance(other, ModelMetric):
             scores += _by_kind(name, other.by_unit(stream, samples, advance))
     table = torch.cat(between["angular", "block"], dim=-1).mean(dim=-1)
-    angular = tuple(tuple(float(d) for d in table[layer, layer + 1 :]) for layer in range(num_blocks))
+    angular = tuple(tuple(row[layer + 1 :]) for layer, row in enumerate(table.tolist()[:num_blocks]))
     return scores, angular
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.cache_utils import KVSharingDict
 
 from depthcut.model.branches import Architecture
+from depthcut.model.placement import bring
 from depthcut.model.watch import first, watch
 from depthcut.types import Unit
 
@@ -60,6 +61,8 @@ def blocks_replaced(
 ) -> Iterator[None]:
     """While open, every block returns `run(stream, other arguments)` in place of its own output."""
 
+    before = [block.__dict__.get("forward") for block in blocks]
+
     def replace(block: nn.Module) -> None:
         def forward(*args: Any, **kwargs: Any) -> Any:
             stream, given = bind(block, args, kwargs)
@@ -72,12 +75,23 @@ def blocks_replaced(
             replace(block)
         yield
     finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+        for block, own in zip(blocks, before, strict=True):
+            restore(block, own)
+
+
+def restore(block: nn.Module, forward: Any) -> None:
+    """Gives a block back its `forward`.
+
+    Args:
+        forward: what stood in the block itself, where accelerate puts hooks; None where the class's was in use.
+    """
+    del block.forward
+    if forward is not None:
+        block.forward = forward
 
 
 def skip(architecture: Architecture, block: nn.Module) -> None:
-    """Makes a block return its stream unchanged, until its `forward` is deleted. The module of `entry_of` still
+    """Makes a block return its stream unchanged, until its `forward` is restored. The module of `entry_of` still
     runs.
     """
 
@@ -169,6 +183,7 @@ class BlockCaller:
         """
         if visit is None:
             return self(layer, hidden, given, beside)
+        hidden = bring(hidden, self.blocks[layer])
         if self.architecture.parallel:
             lasts = [self._modules(unit)[-1] for unit in units]
             added: dict[nn.Module, torch.Tensor] = {}

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer
 
-from depthcut.model.block_call import skip
+from depthcut.model.block_call import restore, skip
 from depthcut.model.branches import Architecture, Branch
 from depthcut.types import Unit, UnitKind
 
@@ -131,19 +131,19 @@ def bypass(model: PreTrainedModel, architecture: Architecture, units: Iterable[U
     """
     blocks = architecture.block_list(model)
     taken: list[tuple[nn.Module, dict[str, Any]]] = []
-    skipped: list[nn.Module] = []
+    skipped: list[tuple[nn.Module, Any]] = []
     try:
         for unit in units:
             block = blocks[unit.layer]
             if unit.kind == "block":
+                skipped.append((block, block.__dict__.get("forward")))
                 skip(architecture, block)
-                skipped.append(block)
                 continue
             taken.append((block, remove_branch(block, architecture.branches[unit.kind], unit.kind, unit.layer)))
         yield
     finally:
-        for block in skipped:
-            block.__dict__.pop("forward", None)
+        for block, forward in reversed(skipped):
+            restore(block, forward)
         for block, attributes in reversed(taken):
             for name, value in attributes.items():
                 setattr(block, name, value)

@@ -29,6 +29,7 @@ from depthcut.model.bypass import bypass
 from depthcut.model.device import free_cached_memory
 from depthcut.model.heads import head_of_model, output_width, outputs_of, pooling_of
 from depthcut.model.paging import pager_of
+from depthcut.model.placement import is_spread
 from depthcut.process.faults import is_out_of_memory
 from depthcut.types import ResourceError, Unit
 
@@ -322,7 +323,9 @@ class DecoderStream:
         step = max(1, LOGIT_BYTES // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
         for begin in range(0, length, step):
             positions = slice(begin, min(begin + step, length))
-            selection = {"logits_to_keep": torch.arange(positions.start, positions.stop, device=stream.device)}
+            # Hooks of a model on several devices would bring indices where the model begins, and slices lie nowhere.
+            kept = torch.arange(positions.start, positions.stop, device=stream.device)
+            selection = {"logits_to_keep": positions if is_spread(self.model) else kept}
             with blocks_replaced(self.architecture, self.blocks, lambda *_: self._call.inner(stream)):
                 output = self.model(
                     input_ids=batch.input_ids,

@@ -194,7 +194,8 @@ def _visit_removed(damage: Damage, units: frozenset[Unit], visit: Visit) -> None
         ) -> None:
             if isinstance(unit, Unit) and unit in units:
                 for part, chosen in tokens.items():
-                    visit(unit, before[chosen], (after - before)[chosen], part)
+                    of_part = chosen.to(before.device)
+                    visit(unit, before[of_part], (after - before)[of_part], part)
 
         damage.dense.run(batch, visit=show)
 

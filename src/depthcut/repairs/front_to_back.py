@@ -267,7 +267,7 @@ class FrontToBack:
                 after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
             elif self._left is not None:
                 self._left[rows] = after
-            lacks = lacking(after, dense_streams[rows].to(after.device), gain)
+            lacks = lacking(after, dense_streams[rows].to(after.device), gain.to(after.device))
             writers.add(calls, added, lacks, rows, batch.token_mask, self._held_out[rows])
         again = ((rows, *self._watched(group, writers, rows, batch)[:2]) for rows, batch in self._batches(self.pruned))
         changes, share = writers.solve(self._solve, again, self.tokens_per_input)
@@ -284,4 +284,4 @@ class FrontToBack:
         entering = self._pruned_streams[rows].to(batch.embedded.device)
         with calls_of(writers.modules) as calls:
             after = self._run(group, rows, batch)
-        return calls, after - entering, after
+        return calls, after - entering.to(after.device), after

@@ -58,7 +58,7 @@ class Judge:
         for compared, batch, final in zip(self._compared, batches, finals, strict=True):
             pieces = compared.values(self._objective, self._dense, stream, batch, final)
             found += [values for _, values in pieces]
-        return torch.cat(found)
+        return torch.cat(found).cpu().double()
 
     def _dense_answer(self, batch: Batch) -> ComparedBatch:
         tokens = batch.token_mask

@@ -138,6 +138,7 @@ class Moments:
             counted: (sequences, length) bool.
             held_out: (sequences,) bool, which part a sequence belongs to.
         """
+        targets, weights, counted = (values.to(inputs.device) for values in (targets, weights, counted))
         for part in (FITTED, HELD_OUT):
             chosen = counted & (held_out == (part == HELD_OUT)).to(counted.device)[:, None]
             self.add(inputs[chosen], targets[chosen], weights[chosen], part)

@@ -144,7 +144,7 @@ def maps_that_read(parts: Sequence[nn.Module]) -> Iterator[list[Weight]]:
         if is_experts(call.module):
             # They may be given each token once an expert, scaled.
             found[call.module] = Weight(call.module, reading_name(call.module))
-        elif call.given.numel() == read.numel() and torch.equal(call.given.to(read.dtype).view_as(read), read):
+        elif call.given.numel() == read.numel() and torch.equal(call.given.to(read).view_as(read), read):
             found[call.module] = Weight(call.module)
 
     readers = [module for part in parts for module in part.modules() if is_experts(module) or _is_map(module)]

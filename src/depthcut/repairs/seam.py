@@ -186,10 +186,10 @@ class _Sewing:
         """The mean error of the stream behind the seam, as a share of the squared length; adds its gradients."""
         text = self._damage.text
         batch = self._pruned.prepare(text.input_ids[rows], text.attention_mask[rows])
-        entering, meant = (kept[rows].to(batch.embedded.device) for kept in (self._entering, self._meant))
-        tokens, meant = batch.token_mask, meant.float()
+        entering = self._entering[rows].to(batch.embedded.device)
         with torch.enable_grad():
             found = self._pruned.run(batch, start=start, stop=stop, stream=entering).float()
+            tokens, meant = batch.token_mask.to(found.device), self._meant[rows].to(found.device).float()
             share = (found - meant).square().sum(dim=-1) / meant.square().sum(dim=-1)
             loss = share[tokens].mean()
             loss.backward()  # type: ignore[no-untyped-call]

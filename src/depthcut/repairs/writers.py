@@ -122,6 +122,7 @@ class Writers:
         """
         features, factors = self._read(calls, added)
         missing, weights = lacks
+        token_mask = token_mask.to(weights.device)
         judging = (token_mask & held_out.to(token_mask.device)[:, None]) * weights
         self._energy += (missing.square() * judging[..., None]).sum(dim=(0, 1)).cpu()
         if self._maps:
@@ -185,13 +186,15 @@ class Writers:
         """
         tokens = added.shape[:-1]
         # Llama 4's experts write one after the other.
-        written = [call.returned.view(-1, *added.shape).sum(dim=0) for call in calls]
+        # On a model of several devices what writes may lie elsewhere than its block.
+        written = [call.returned.view(-1, *added.shape).sum(dim=0).to(added.device) for call in calls]
+        gain = self._gain.to(added.device)
         if self._rooms:
-            factors = reach(added, written, self._gain)
+            factors = reach(added, written, gain)
         else:
-            factors = reach(added, [torch.stack(written).sum(dim=0)], self._gain) * len(calls)
+            factors = reach(added, [torch.stack(written).sum(dim=0)], gain) * len(calls)
         features = [
-            factor * linear(given, weight.matrix.to(given)) if not self._widest else factor * given
+            factor.to(given.device) * (given if self._widest else linear(given, weight.matrix.to(given)))
             for weight, call, factor in zip(self._maps, calls, factors, strict=False)
             for given in [call.given.view(*tokens, -1)]
         ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from depthcut.model.placement import copy_modules
 
 
 def copy_to_train(model: PreTrainedModel, names: Collection[str] = ()) -> PreTrainedModel:
@@ -21,12 +22,20 @@ def copy_to_train(model: PreTrainedModel, names: Collection[str] = ()) -> PreTra
         data = parameter.detach()
         trains = name in names
         memo[id(parameter)] = nn.Parameter(data.float().clone() if trains else data, requires_grad=trains)
-    return copy.deepcopy(model, memo)
+    return copy_modules(model, memo)
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What takes gradients, by name; tied parameters once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """What takes gradients, by name; tied parameters once. What is divided among ranks is put together: all have to
+    ask.
+    """
+    return {name: whole(parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with the parts that other ranks hold, where FSDP has divided it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def with_tensors(model: PreTrainedModel, changed: Mapping[str, torch.Tensor]) -> PreTrainedModel:
@@ -36,6 +45,6 @@ def with_tensors(model: PreTrainedModel, changed: Mapping[str, torch.Tensor]) ->
     for name, values in changed.items():
         old = parameters[name]
         memo[id(old)] = nn.Parameter(values.detach().to(old.device, old.dtype), requires_grad=old.requires_grad)
-    changed_model = copy.deepcopy(model, memo)
+    changed_model = copy_modules(model, memo)
     changed_model.eval()
     return changed_model

@@ -1,0 +1,138 @@
+"""What is found on a device beside whole runs: by name, a function of the device. Those of the CPU are the measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import tiny
+from depthcut.repairs import solving
+from depthcut.repairs.moments import FITTED, HELD_OUT, Moments
+from depthcut.run import on_model
+from depthcut.run.recipe import Recipe
+from depthcut.studies.compare import compare
+from depthcut.types import Unit
+
+RIDGES = (1e-3, 0.03, 0.3)
+INPUTS, TARGETS = 300, 40
+ACROSS = {"model.embed_tokens": 0, "model.norm": 1, "lm_head": 1, "model.rotary_emb": 0} | {
+    f"model.layers.{layer}": int(layer > 2) for layer in range(tiny.NUM_BLOCKS)
+}
+
+
+def moments(device: str, room: int | None = None) -> dict[str, Any]:
+    """A map of moments that are summed on a device.
+
+    Args:
+        room: bytes that they may take there.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(800, INPUTS, generator=generator)
+    noise = torch.randn(800, TARGETS, generator=generator) * torch.logspace(-1, 2, TARGETS)
+    targets = inputs @ torch.randn(INPUTS, TARGETS, generator=generator) + noise
+    limited = room is not None and device != "cpu"
+    if limited:
+        extension = torch.standin.extension
+        extension.set_limit(0, extension.used(0) + room)
+    sums = Moments(INPUTS, TARGETS, precise=False)
+    try:
+        for begin in range(0, 800, 100):
+            rows = slice(begin, begin + 100)
+            sums.add(
+                *(values[rows].to(device) for values in (inputs, targets, torch.ones(800))),
+                HELD_OUT if begin % 400 == 300 else FITTED,
+            )
+        matrix, left = sums.solve(RIDGES)
+    finally:
+        if limited:
+            extension.set_limit(0, 0)
+    if device != "cpu":
+        # In the room that there is the sums lie on the device, else on the host, whence they come to it in panels.
+        held = 2 * 8 * INPUTS * (INPUTS + TARGETS)
+        assert (matrix.device.type == "cpu") == (room is not None)
+        assert room is None or room < 3 * held
+    return {"matrix": matrix.tolist(), "left": left.tolist()}
+
+
+def short_at_solving(device: str) -> dict[str, Any]:
+    """Where the sums find room, and what solves them does not."""
+    return moments(device, 2 * 8 * INPUTS * (INPUTS + TARGETS) + 8 * INPUTS * INPUTS)
+
+
+def short_at_once(device: str) -> dict[str, Any]:
+    """Where not even the sums find room."""
+    return moments(device, 8 * INPUTS * INPUTS)
+
+
+def without_float64(device: str) -> dict[str, Any]:
+    """On a device that has none, as Apple's."""
+    if device != "cpu":
+        torch.standin.extension.set_narrow(1, True)
+        device = "standin:1"
+    return moments(device)
+
+
+def across(device: str) -> dict[str, Any]:
+    """A model whose first blocks lie on one device and whose last ones on the other."""
+    model = tiny.model()
+    if device != "cpu":
+        from accelerate import dispatch_model
+
+        places = {name: f"standin:{place}" for name, place in ACROSS.items()}
+        model = dispatch_model(model, places, main_device="standin:0")
+    ids = tiny.samples(8, 16).input_ids
+    table = on_model.score(model, ids)
+    plan = on_model.search(model, ids, budget=2, unit="pair", method="greedy,swap=false")
+    # The attention of block 3 goes behind the feed-forward part of block 2, which lies elsewhere.
+    pruned = on_model.remove(model, [Unit(2, "ffn"), Unit(3, "attn")])
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    repaired, records = on_model.repair(model, pruned, tiny.samples(16, 16, seed=1).input_ids)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.state_dict().values(), strict=True))
+    ran = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    logits = pruned(ids.to(pruned.device)).logits
+    assert not ran, f"the copy runs the dense model's {ran[0]}"
+    if device != "cpu":
+        places = {parameter.device.index for parameter in repaired.parameters()}
+        assert places == {0, 1}
+    return {
+        "scores": [scores.values for scores in table.scores],
+        "removed": [str(unit) for unit in plan.removed],
+        "objectives": [step.objective for step in plan.steps],
+        "repaired": [(record.before, record.after, record.kept) for record in records],
+        "logits": logits[:, -1, :50].tolist(),
+        "compared": [(m.model, m.name, m.value) for m in on_model.compare(model, repaired, ids)],
+    }
+
+
+def study(device: str) -> dict[str, Any]:
+    """Two methods, as cut and repaired."""
+    texts = {"calibration": "stdlib", "calibration_samples": 4, "calibration_length": 16, "speed": False}
+    with TemporaryDirectory() as folder:
+        model = tiny.save(Path(folder) / "model", "llama")
+        recipe = Recipe.build(model=str(model), device=device, evaluation_samples=2, evaluation_length=16, **texts)
+        output = Path(folder) / "study"
+        compare(recipe, output, methods=["shortgpt", "magnitude"], ratios=["20%"], repairs=["none", "refit"])
+        tables = json.loads((output / "study.json").read_text())["tables"]
+        # The others hold seconds.
+        return {table["name"]: table["rows"] for table in tables if table["name"] in ("perplexity", "kl_to_dense")}
+
+
+CHECKS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "moments": moments,
+    "moments, short at solving": short_at_solving,
+    "moments, short at once": short_at_once,
+    "moments, without float64": without_float64,
+    "on two devices": across,
+    "study": study,
+}
+IN_FLOAT32 = "moments, without float64"
+"""The one whose numbers are those of float32, of a system whose condition is about 1000."""
+
+solving.PANEL = 128

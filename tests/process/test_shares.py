@@ -164,7 +164,10 @@ def test_an_incomplete_environment_is_refused(monkeypatch):
     ("repair", "environment", "words"),
     [
         ("lora,batch_size=4", {}, "lora trains on 4 sequences an update, which 3 ranks .* give lora,batch_size=6"),
-        ("refit+distill", {"ACCELERATE_USE_FSDP": "true"}, "distill trains with the whole model on every rank"),
+        ("refit+distill", {"ACCELERATE_USE_FSDP": "true"}, "the first FSDP flattens .* give .* --fsdp_version 2"),
+        ("refit+distill,batch_size=3", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, None),
+        ("qlora,batch_size=3", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "4-bit weights .* give lora"),
+        ("lora,batch_size=3", {"ACCELERATE_USE_DEEPSPEED": "true"}, "its own optimiser .* DeepSpeed's"),
         ("refit", {"ACCELERATE_USE_FSDP": "true"}, None),
         ("low-rank,batch_size=4", {}, None),
     ],

@@ -22,18 +22,26 @@ JUDGING_SHARE = 16
 
 CHECKPOINTS = "checkpoints"
 
-DIVIDING_WEIGHTS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-"""What accelerate sets to `true` for the processes that it starts so."""
+USES_FSDP, FSDP_VERSION, USES_DEEPSPEED = "ACCELERATE_USE_FSDP", "FSDP_VERSION", "ACCELERATE_USE_DEEPSPEED"
+"""What accelerate sets to `true`, and to 1 or 2, for the processes that it starts so."""
 
 
 def check_division(recipe: Recipe, ranks: Ranks) -> None:
     """Raises InputError where the processes cannot train as they were started; needs no weights."""
+    fsdp = os.environ.get(USES_FSDP) == "true"
     for name, method in recipe.repairs:
-        if method.num_sequences and any(os.environ.get(variable) == "true" for variable in DIVIDING_WEIGHTS):
+        if method.num_sequences and os.environ.get(USES_DEEPSPEED) == "true":
             raise InputError(
-                f"{name} trains with the whole model on every rank, and accelerate is set to divide weights among "
-                "ranks (FSDP or DeepSpeed); start the ranks by torchrun, or leave that out of accelerate's settings"
+                f"{name} puts its own optimiser and checkpoints in the place of DeepSpeed's; leave that out of "
+                "accelerate's settings, or divide weights by FSDP: accelerate launch --use_fsdp --fsdp_version 2"
             )
+        if method.num_sequences and fsdp and os.environ.get(FSDP_VERSION, "1") != "2":
+            raise InputError(
+                f"{name} trains some parameters of a block and freezes others, which the first FSDP flattens into one; "
+                "give accelerate launch --fsdp_version 2"
+            )
+        if fsdp and name == "qlora":
+            raise InputError("4-bit weights are not divided by FSDP; give lora, or start the ranks without FSDP")
         if isinstance(method, Schedule) and method.num_sequences and method.batch_size % ranks.count:
             raise InputError(
                 f"{name} trains on {method.batch_size} sequences an update, which {ranks.count} ranks cannot divide "

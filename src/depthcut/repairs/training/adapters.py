@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthcut.model.branches import Architecture
 from depthcut.repairs import Damage, Repaired
-from depthcut.repairs.training.copies import copy_to_train, with_tensors
+from depthcut.repairs.training.copies import copy_to_train, whole, with_tensors
 from depthcut.repairs.training.goals import Goal, NextToken
 from depthcut.repairs.training.trainer import own_randomness, train
 from depthcut.repairs.training.uidl import LoraSettings, Modules
@@ -96,7 +96,7 @@ def merged_weights(pruned: PreTrainedModel, model: PreTrainedModel, paths: list[
     for path in paths:
         layer, weight = model.get_submodule(path), pruned.get_submodule(path).weight
         assert isinstance(layer, LoraLayer) and isinstance(weight, torch.Tensor)
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        down, up = whole(layer.lora_A[ADAPTER].weight), whole(layer.lora_B[ADAPTER].weight)
         change = layer.scaling[ADAPTER] * (up @ down)
         if isinstance(pruned.get_submodule(path), Conv1D):
             change = change.T

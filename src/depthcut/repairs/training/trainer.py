@@ -150,14 +150,13 @@ class HealingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; the rest is the pruned model's."""
+        assert self.model is not None
+        tensors = trained(self.model)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
-        assert self.model is not None
-        assert self.model is not None
-        tensors = {name: values.cpu().contiguous() for name, values in trained(self.model).items()}
-        save_file(tensors, folder / TRAINED_FILE)
+        save_file({name: values.cpu().contiguous() for name, values in tensors.items()}, folder / TRAINED_FILE)
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -166,7 +165,17 @@ class HealingTrainer(Trainer):
         assert model is not None
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(kept[name])
+                parameter.copy_(_divided_like(parameter, kept[name]))
+
+
+def _divided_like(parameter: torch.nn.Parameter, values: torch.Tensor) -> torch.Tensor:
+    """Values of a whole parameter, divided among ranks where FSDP has divided that."""
+    if not hasattr(parameter, "full_tensor"):
+        return values
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 class _Watch(TrainerCallback):

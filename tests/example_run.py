@@ -29,7 +29,7 @@ WRITTEN = {
     "tokenizer_config.json",
 }
 
-PROGRESS = re.compile("(scoring|searching|evaluating|timing|Loading weights): ")
+PROGRESS = re.compile("(writing text, tokens|scoring|searching|evaluating|timing|Loading weights): ")
 """How a line of progress begins."""
 
 

@@ -13,7 +13,7 @@ from depthcut.model.load import resolve
 from depthcut.types import InputError
 from example_run import words
 
-OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none"}
+OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none", "calibration": "stdlib"}
 
 
 NOBODY = 65534

@@ -12,7 +12,7 @@ from depthcut.run import plan, prune, write
 from example_run import read, without_cost, words
 from small_disk import SmallDisk
 
-OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none"}
+OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none", "calibration": "stdlib"}
 pytestmark = pytest.mark.usefixtures("quick_reload")
 
 

@@ -13,7 +13,7 @@ from depthcut.process.journal import Journal
 from depthcut.types import InputError
 from example_run import PROGRESS, read, without_cost, words
 
-OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none"}
+OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none", "calibration": "stdlib"}
 pytestmark = pytest.mark.usefixtures("quick_reload")
 
 
@@ -39,7 +39,9 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_with_one_line_and_the_run_goes_on(model, tmp_path, number, code):
     options = OPTIONS | {"calibration_samples": 16, "method": "greedy,strategy=exhaustive"}
     output = tmp_path / "out"

@@ -14,7 +14,7 @@ from depthcut.process.faults import is_out_of_memory
 from depthcut.types import ResourceError, Unit
 from example_run import words
 
-OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none"}
+OPTIONS = tiny.SHORT_RUN | {"unit": "block", "repair": "none", "calibration": "stdlib"}
 pytestmark = pytest.mark.usefixtures("quick_reload")
 
 

@@ -14,7 +14,7 @@ from depthcut.results import Measurement, read_list
 from depthcut.types import Plan, ScoreTable
 from example_run import FAMILIES, IDENTITY, OPTIONS, TEXTS, WRITTEN, logits, read, reloaded
 
-QUANTITIES = {"perplexity", "loss", "parameters", "blocks", "kv_bytes_per_token", "bytes_on_disk"}
+QUANTITIES = {"perplexity", "loss", "parameters", "blocks", "kv_bytes_per_token", "bytes_on_disk", "decoding_bytes"}
 AGAINST_DENSE = {"kl_to_dense", "loss/difference", "draft_acceptance", "draft_acceptance_greedy"}
 
 

@@ -205,7 +205,7 @@ def test_this_machine_is_measured_in_seconds():
     [
         (["--dry-run", "--device-profile", "h10"], "unknown device profile 'h10'; did you mean h100 or h200 or a100?"),
         (["--dry-run", "--devices", "0"], "0 devices cannot run anything; give --devices 1 or more"),
-        (["--devices", "2"], "are about what --dry-run estimates; add it, or leave them out"),
+        (["--devices", "2"], "belong to --dry-run; add it, or leave them out"),
     ],
 )
 @pytest.mark.usefixtures("weights_stay_unread")

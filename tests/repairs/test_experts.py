@@ -8,6 +8,7 @@ import tiny
 from depthcut.export import hf
 from depthcut.model.architectures import find_architecture
 from depthcut.model.load import resolve
+from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream
 from depthcut.repairs import Damage, repair_and_judge
 from depthcut.repairs.experts import inner, routing
@@ -196,3 +197,17 @@ def test_a_map_of_what_experts_gave_is_folded_into_them():
     repaired, record = repair_and_judge("linear", LinearMap(), given, pruned)
     assert record.kept and record.after < record.before and record.settings["experts_solved"] == 4
     assert repaired.model.layers[2].mlp.experts.down_proj is not pruned.model.layers[2].mlp.experts.down_proj
+
+
+def test_a_model_in_files_is_repaired_alike(tmp_path):
+    """Experts that are brought into memory as they run, and written anew beside the others."""
+    source = resolve(str(tiny.save(tmp_path / "dense", "mixtral")))
+    refit, repaired = Refit(patience=1), []
+    for pager in (None, Pager(0)):
+        given = damage(source.load_model("cpu", pager))
+        repaired.append(refit.repair(given, cut(given)))
+    in_memory, paged = repaired
+    assert paged.settings == in_memory.settings and paged.settings["experts_solved"] > 0
+    tensors = paged.model.state_dict()
+    for name, tensor in in_memory.model.state_dict().items():
+        torch.testing.assert_close(tensors[name], tensor, atol=2e-4, rtol=2e-4, msg=name)

@@ -69,9 +69,9 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
     if not placed:
         # Tensors of a mapped file lie anywhere, and small products round differently where they are not aligned. Beside
         # FP8 weights transformers leaves others as they are stored, whatever is asked for.
-        widened = {"dtype": torch.float32} if stored and dtype == "torch.float32" else {}
+        widened = torch.float32 if stored and dtype == "torch.float32" else None
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(**widened, copy=True)
+            parameter.data = parameter.data.to(widened or parameter.dtype, copy=True)
     input_ids = expected["input_ids"].to(device)
     output = model(input_ids=input_ids, use_cache=False)
     logits = (output.logits if "logits" in output else output[0]).float().cpu()

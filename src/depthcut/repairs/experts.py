@@ -125,8 +125,8 @@ def solve_experts(
             for part in (FITTED, HELD_OUT):
                 chosen = batch.held_out[tokens] == (part == HELD_OUT)
                 of_part = tokens[chosen]
-                given = (batch.missing[of_part], batch.weights[of_part])
-                moments.add(features[chosen.to(batch.device)], *(values.to(batch.device) for values in given), part)
+                missing, weights = (values[of_part].to(batch.device) for values in (batch.missing, batch.weights))
+                moments.add(features[chosen.to(batch.device)], missing, weights, part)
         found, left = solve(moments)
         gained += ((1 - left) * moments.energy).cpu().double()
         for batch, tokens, features in _reaching(experts, expert, batches, widest):

@@ -131,7 +131,9 @@ def _first_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def _words(tokenizer: PreTrainedTokenizerBase, known: int) -> list[int]:
     """Tokens among the `known` first that are whole words of letters, as one stands at a line's start."""
     special = set(tokenizer.all_special_ids)
-    texts = {token: tokenizer.decode([token]) for token in range(min(known, len(tokenizer))) if token not in special}
+    texts = {
+        token: str(tokenizer.decode([token])) for token in range(min(known, len(tokenizer))) if token not in special
+    }
     return [token for token, text in texts.items() if text.isalpha() and text[0].isupper() and len(text) > 1]
 
 

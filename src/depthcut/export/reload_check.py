@@ -9,6 +9,7 @@ line of JSON.
 import json
 import sys
 import tempfile
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -41,6 +42,7 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
         placed = {"device_map": {"": "disk"}, "offload_folder": tempfile.gettempdir()}
     nested = config.get_text_config(decoder=True) is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     predicts_tokens = "with_cache" in expected
+    loader: Any
     if predicts_tokens:
         loader = AutoModelForImageTextToText if nested else AutoModelForCausalLM
     else:
@@ -51,7 +53,7 @@ def main(directory: str, expected_file: str, dtype: str, device: str, trust: str
         model = resolve(directory, dtype=dtype.removeprefix("torch.")).load_model(device)
         loading: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": []}
     else:
-        model, loading = loader.from_pretrained(  # type: ignore[misc]
+        model, loading = loader.from_pretrained(
             directory,
             config=config,
             dtype=getattr(torch, dtype.removeprefix("torch.")),

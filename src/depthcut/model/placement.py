@@ -52,7 +52,7 @@ def join(module: Any, block: nn.Module) -> None:
     hook = getattr(module, "_hf_hook", None)
     own = getattr(hook, "execution_device", None)
     there = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
-    if own is None or there is None or torch.device(own) == torch.device(there):
+    if hook is None or own is None or there is None or torch.device(own) == torch.device(there):
         return
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 

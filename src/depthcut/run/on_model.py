@@ -28,7 +28,8 @@ from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair as repair_stage
-from depthcut.run.session import PROBE_TOKENS, Session, Use, pose_problem
+from depthcut.run.session import PROBE_TOKENS, Session, pose_problem
+from depthcut.run.texts import Use
 from depthcut.surgery import apply
 from depthcut.types import InputError, Plan, ScoreTable, Unit
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tiny
+from depthcut.ablation.ablation import Ablation
+from depthcut.model.architectures import find_architecture
+from depthcut.model.stream import DecoderStream
 from depthcut.repairs import solving
 from depthcut.repairs.moments import FITTED, HELD_OUT, Moments
 from depthcut.run import on_model
@@ -124,6 +130,58 @@ def study(device: str) -> dict[str, Any]:
         return {table["name"]: table["rows"] for table in tables if table["name"] in ("perplexity", "kl_to_dense")}
 
 
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device.
+
+    Attributes:
+        copied: results that came to the host.
+        asked: single values that were looked at, and results as large as their contents say.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied = self.asked = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = next((tensor for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)), None)
+        if given is not None and given.device.type != "cpu":
+            indices = [index for index in args[1] if index is not None] if op is torch.ops.aten.index.Tensor else []
+            self.copied += op is torch.ops.aten._to_copy.default and str(kwargs.get("device", "")) == "cpu"
+            self.asked += (
+                op in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+                or op is torch.ops.aten.masked_select.default
+                or any(index.dtype == torch.bool for index in indices)
+            )
+        return op(*args, **kwargs)
+
+
+def waits(device: str) -> dict[str, Any]:
+    """How often the host waits for the device in a round: once for each set and batch, with pads or without.
+
+    transformers asks once or twice more for each piece of logits, here one, whether sequences are packed and whether
+    there are pads.
+    """
+    model = tiny.model().to(device)
+    model.tie_weights()
+    stream = DecoderStream(model, find_architecture(model.config))
+    plain = tiny.samples(4, 40)
+    mask = plain.attention_mask.clone()
+    mask[:, 30:] = 0
+    found = {}
+    for name, samples in {"plain": plain, "padded": replace(plain, attention_mask=mask)}.items():
+        objective = Ablation(stream, samples, "kl", batch_size=2)
+        sets = [frozenset({unit}) for unit in stream.units]
+        # The first makes what the others compare with, and keeps which positions count.
+        objective.evaluate(sets[:1])
+        with Waits() as seen:
+            found[name] = objective.evaluate(sets[1:])
+        evaluations = objective.num_batches * len(sets[1:])
+        assert device == "cpu" or seen.copied == evaluations, (name, seen.copied / evaluations)
+        assert device == "cpu" or seen.asked <= (2 if name == "padded" else 1) * evaluations
+    return found
+
+
 CHECKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "moments": moments,
     "moments, short at solving": short_at_solving,
@@ -131,6 +189,7 @@ CHECKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "moments, without float64": without_float64,
     "on two devices": across,
     "study": study,
+    "waits": waits,
 }
 IN_FLOAT32 = "moments, without float64"
 """The one whose numbers are those of float32, of a system whose condition is about 1000."""

@@ -98,8 +98,7 @@ class DecoderStream:
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
-        self.model = model
-        self.architecture = architecture
+        self.model, self.architecture = model, architecture
         self.blocks = architecture.block_list(model)
         self.units = architecture.units(len(self.blocks))
         self.unit_evaluations = 0
@@ -126,23 +125,21 @@ class DecoderStream:
             attention_mask = None
         input_ids = input_ids.to(self.model.device)
         attention_mask = None if attention_mask is None else attention_mask.to(self.model.device)
-        calls: list[dict[str, Any]] = []
-        streams: list[torch.Tensor] = []
+        calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
         def record(stream: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
-            streams.append(stream)
-            calls.append(given)
+            calls.append((stream, given))
             return stream
 
         with blocks_replaced(self.architecture, self.blocks, record):
             self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return Batch(input_ids, attention_mask, self._call.embed(streams[0]), tuple(calls))
+        return Batch(input_ids, attention_mask, self._call.embed(calls[0][0]), tuple(given for _, given in calls))
 
     def entry(self, position: int) -> int:
-        """The last position up to the given one that a pass can be entered at.
+        """The last position, up to the given one, at which a pass can start.
 
-        Branches that read the same stream are entered together; and where blocks read more than the stream of earlier
-        ones, these have to run in the same pass.
+        Branches that read the same stream start together; blocks that read more of earlier ones than the stream must
+        run in the same pass as these.
         """
         return position if position == len(self.units) else self.architecture.entry_position(position)
 

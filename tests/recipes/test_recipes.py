@@ -186,7 +186,7 @@ def test_validation_reaches_for_no_network(monkeypatch):
 
 def test_a_metric_stands_for_ranking_by_it(model, tmp_path):
     recipe = Recipe(model=str(model), remove="1", unit="block", **TEXT)
-    options = recipe.model_dump(exclude={"method", "speed", "export", "generation", "compare"})
+    options = recipe.model_dump(exclude={"method", "speed", "export", "generation", "compare", "effort"})
     study = StudyRecipe.build(
         {name: value for name, value in options.items() if name != "repair"}
         | {"study": "sweep", "methods": ["relative-l1", "kl"]}

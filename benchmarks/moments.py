@@ -1,7 +1,7 @@
 """Seconds that a repair's map takes where it is summed and solved: an 8B model's feed-forward width on a GPU.
 
     python benchmarks/moments.py --device cuda
-    python benchmarks/moments.py --width 1024 --targets 256 --tokens 2048     # what a CPU does in seconds
+    python benchmarks/moments.py --width 1024 --targets 256 --tokens 4096     # what a CPU does in seconds
 
 Random tokens; `refit`'s five ridges, and inputs of which most outputs take one of two. `from the host` is the same with
 sums that lie in the memory of the host and come to the device in panels, as where the device has no room for them.
@@ -9,6 +9,7 @@ sums that lie in the memory of the host and come to the device in panels, as whe
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--precise", action="store_true", help="as for float32 models and ridges below a thousandth")
     parser.add_argument("--output", type=Path, default=Path("out/moments.json"))
     options = parser.parse_args(words)
+
+    if options.tokens < 4 * options.batch:
+        sys.exit("every fourth batch chooses the ridges; give at least 4 times as many --tokens as --batch")
 
     device = torch.device(chosen_device(options.device))
     rows = [row(device, options, on_host=False)]

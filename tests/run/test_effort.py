@@ -61,6 +61,8 @@ def test_minutes_choose_among_rungs_and_an_unfinished_run_keeps_what_was_chosen(
     assert within <= seconds / 2 and chosen(part) != chosen(most)
     kept, _ = recipe_within(given | {"calibration_samples": 3}, 1e9, tmp_path / "out")
     assert kept.calibration_samples == 3
+    few, _ = recipe_within(given | {"repair_samples": 8}, 1e9, tmp_path / "out")
+    assert few.repair is None and few.calibration_samples > least.calibration_samples
     folder = work_folder(tmp_path / "out")
     folder.mkdir()
     (folder / "recipe.yaml").write_text(least.to_yaml())

@@ -55,6 +55,8 @@ def recipe_within(given: Mapping[str, Any], minutes: float, output: Path) -> tup
     here = measure_here(source.dtype, work.hidden_size, work.widest, device=device)
     best: tuple[Recipe, float] | None = None
     for recipe in recipes:
+        if best is not None and not _allowed(recipe):
+            break
         settled, of_recipe = settle_storage(recipe, source)
         settled = settle_texts(settled, of_recipe)
         problem = pose_problem(settled, of_recipe)
@@ -65,3 +67,12 @@ def recipe_within(given: Mapping[str, Any], minutes: float, output: Path) -> tup
         best = (recipe, seconds)
     assert best is not None
     return best
+
+
+def _allowed(recipe: Recipe) -> bool:
+    """Whether what is given beside a rung goes with it: few repair samples, say, with a long training."""
+    try:
+        recipe.check(offline=True)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,56 @@
+"""Two ranks, each on a stand-in accelerator of its own, find one process's plan."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import depthcut
+import tiny
+
+pytestmark = [pytest.mark.device, pytest.mark.long]
+
+HERE = Path(__file__).parent
+ROUNDING = 64 * 2**-23
+OPTIONS = {
+    "unit": "block",
+    "remove": "2",
+    "method": "greedy,strategy=exhaustive",
+    "calibration": "stdlib",
+    "calibration_samples": 8,
+    "calibration_length": 24,
+    "batch_size": 2,
+    "evaluation_samples": 2,
+    "evaluation_length": 24,
+    "repair": "none",
+    "dtype": "float32",
+}
+
+
+def test_two_ranks_on_two_devices_find_one_processs_plan(tmp_path):
+    model = tiny.save(tmp_path / "model", "llama")
+    alone = depthcut.prune(str(model), device="cpu", speed=False, **OPTIONS)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", str(HERE / "rank.py"), str(tmp_path)]
+    words = ["prune", str(model), "-o", str(tmp_path / "out"), "--device", "standin", "--no-speed", *options]
+    path = os.pathsep.join([*filter(None, sys.path), str(HERE / "standin")])
+    job = subprocess.run(
+        [sys.executable, *launch, *words],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert job.returncode == 0, job.stderr[-3000:]
+    steps = json.loads((tmp_path / "out" / "plan.json").read_text())["steps"]
+    expected = [step.model_dump(mode="json") for step in alone.plan.steps]
+    assert [step["remove"] for step in steps] == [step["remove"] for step in expected]
+    assert [step["objective"] for step in steps] == pytest.approx(
+        [step["objective"] for step in expected], rel=ROUNDING, abs=ROUNDING
+    )
+    ranks = [json.loads((tmp_path / f"rank-{place}.json").read_text()) for place in range(2)]
+    assert ranks == [{"device": f"standin:{place}", "used elsewhere": 0} for place in range(2)]

@@ -81,7 +81,7 @@ def main() -> None:
                 kept += timings[1].get("draft_n_accepted", 0)
             row = {
                 "draft": folder.parent.name if folder.name == "gguf" else folder.name,
-                "drafted": drafted,
+                "length": f"drafts of {drafted}",
                 "draft share": statistics.median(shares),
                 "drafted tokens kept": kept / drawn if drawn else None,
                 "speed-up": statistics.median(ratios),

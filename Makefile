@@ -10,7 +10,7 @@ WHEEL_CHECK_PIP = $(WHEEL_CHECK)/venv/bin/pip --disable-pip-version-check -q
 OUT ?= out/demo
 WHEEL_CHECK ?= out/wheel-check
 
-.PHONY: demo test test-long test-all test-numerics test-fast test-readers test-readers test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
+.PHONY: demo test test-long test-all test-numerics test-fast test-readers test-vllm lint bench recipes reproduction families docs wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --effort quick --compare shortgpt -o $(OUT) --overwrite
@@ -38,6 +38,7 @@ test-numerics: $(VENV)/.test
 test-readers: $(VENV)/.test $(VENV)-readers/.installed
 	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) DEPTHCUT_MERGEKIT=$(abspath $(VENV)-readers)/mergekit \
 		$(BIN)/python -m pytest -m readers tests/export
+	PYTHONPATH=$(abspath $(VENV)-readers)/torchao $(BIN)/python -m pytest tests/export/test_torchao.py
 
 test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
 	DEPTHCUT_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest -m vllm
@@ -72,10 +73,12 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 # Readers that are pinned to transformers 4 must find what is written: its packages lie in a folder that is put before
-# the environment's own, beside the same torch. mergekit runs on the environment's own packages.
+# the environment's own, beside the same torch. mergekit runs on the environment's own packages, and torchao lies apart
+# since transformers imports it wherever it finds it.
 $(VENV)-readers/.installed:
 	$(PIP) install --no-deps --target $(VENV)-readers transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
 	$(PIP) install --no-deps --target $(VENV)-readers/mergekit mergekit==0.1.5 immutables
+	$(PIP) install --no-deps --target $(VENV)-readers/torchao torchao==0.18.0
 	touch $@
 
 # vLLM wants an older transformers than depthcut does, so it has an environment of its own. The three packages that go

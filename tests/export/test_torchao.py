@@ -18,7 +18,7 @@ from depthcut.run.recipe import Recipe
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
 
-quantization = pytest.importorskip("torchao.quantization", reason="needs pip install torchao")
+quantization = pytest.importorskip("torchao.quantization", reason="needs torchao: make test-readers")
 
 PAIRS = [Unit.parse(name) for name in ("1.attn", "1.ffn", "3.ffn", "4.attn")]
 KINDS = {

@@ -12,6 +12,7 @@ from depthcut.types import InputError, Unit
 
 LENGTH, REPAIR_SAMPLES = 32, 64
 OPTIONS = tiny.SHORT_RUN | {
+    "calibration": "stdlib",
     "calibration_length": LENGTH,
     "repair_samples": REPAIR_SAMPLES,
     "method": "greedy,swap=false",

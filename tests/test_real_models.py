@@ -143,6 +143,7 @@ class TestSmolLM2:
                 ends = cosine(x[:, -1], streams[layer + n][:, -1])
                 assert distance == pytest.approx((np.arccos(ends) / np.pi).mean(), abs=1e-5), (layer, n)
 
+    @pytest.mark.long
     def test_refit_brings_it_nearer_to_the_dense_one_on_other_text(self):
         require("smollm2")
         options = SHORT | {"repair": "refit", "repair_samples": 48}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from device.checks import CHECKS, IN_FLOAT32
-from device.scenarios import SCENARIOS
+from device.scenarios import SCENARIOS, WRITTEN
 
 pytestmark = pytest.mark.device
 
@@ -24,9 +24,24 @@ ROUNDING = 64 * torch.finfo(torch.float32).eps
 """Of sums over a few dozen float32 terms, in another order where the CPU has a fused kernel that the stand-in lacks."""
 
 
+SHORT = ("default", WRITTEN, "experts", "ceiling", "questions", "self", "low-rank", "lora", "generation")
+"""Scenarios of every test run; the others are long."""
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What every scenario found, by device, and the folder of its weights."""
+    """What the short scenarios and the checks found, by device, and the folder of the weights."""
+    return on_both(tmp_path_factory, [*SHORT, *CHECKS])
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """What all other scenarios found."""
+    return on_both(tmp_path_factory, [name for name in SCENARIOS if name not in SHORT])
+
+
+def on_both(tmp_path_factory, names):
+    """What is found on the CPU and on the stand-in, by device."""
     if not (shutil.which("g++") and shutil.which("ninja")):
         pytest.fail("the stand-in accelerator needs a C++ compiler: install g++ and ninja, or leave out -m device")
     runs = {}
@@ -34,7 +49,7 @@ def found(tmp_path_factory):
         folder = tmp_path_factory.mktemp(device)
         path = [*sys.path, *([str(HERE / "standin")] if device == "standin" else [])]
         child = subprocess.run(
-            [sys.executable, str(HERE / "scenarios.py"), device, str(folder)],
+            [sys.executable, str(HERE / "scenarios.py"), device, str(folder), *names],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -45,9 +60,12 @@ def found(tmp_path_factory):
     return runs
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_a_run_finds_on_an_accelerator_what_it_finds_on_the_cpu(found, name):
-    (on_cpu, cpu_folder), (on_device, device_folder) = found["cpu"], found["standin"]
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in SCENARIOS]
+)
+def test_a_run_finds_on_an_accelerator_what_it_finds_on_the_cpu(request, name):
+    runs = request.getfixturevalue("found" if name in SHORT else "others")
+    (on_cpu, cpu_folder), (on_device, device_folder) = runs["cpu"], runs["standin"]
     assert "failed" not in on_cpu[name], on_cpu[name]["failed"]
     assert "failed" not in on_device[name], on_device[name]["failed"]
     expected, given = on_cpu[name], on_device[name]

@@ -84,6 +84,7 @@ def test_a_worker_that_ends_says_why(directories, stand_in):
         compare_engine_speed("transformers", directories)
 
 
+@pytest.mark.long
 def test_transformers_is_timed_in_fresh_processes(directories):
     found = by_name(compare_engine_speed("transformers", directories, prompt_tokens=20, decode_tokens=2, rounds=1))
     for model in directories:

@@ -111,6 +111,7 @@ for use in (False, True):
 
 
 @torch.no_grad()
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_plain_transformers_finds_the_same_loss_to_three_decimals(scheme, tmp_path):
     """Nothing of ours is in that process. Where a CPU has a kernel in bfloat16 for NF4, its loss is near."""
@@ -173,8 +174,15 @@ def test_sizes_count_weights_and_not_bytes(scheme):
     assert num_elements(packed.model.layers[0].mlp.up_proj.weight) == 32 * 48
 
 
-@pytest.mark.parametrize("options", [{}, {"unit": "sublayer", "remove": "3"}], ids=["blocks", "sublayers"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [
+        pytest.param("nf4", {"unit": "sublayer", "remove": "3"}, id="nf4-sublayers"),
+        pytest.param("nf4", {}, id="nf4-blocks", marks=pytest.mark.long),
+        pytest.param("int8", {"unit": "sublayer", "remove": "3"}, id="int8-sublayers", marks=pytest.mark.long),
+        pytest.param("int8", {}, id="int8-blocks", marks=pytest.mark.long),
+    ],
+)
 def test_a_quantised_directory_is_pruned_measured_and_reloaded_in_a_fresh_process(scheme, options, tmp_path):
     if options:
         options = {"method": "one-shot", **options}

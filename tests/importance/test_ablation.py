@@ -9,14 +9,16 @@ import torch
 
 import tiny
 from depthcut.ablation.ablation import Ablation
-from depthcut.ablation.objectives import OBJECTIVES, asks_questions
+from depthcut.ablation.objectives import OBJECTIVES, asks_questions, find_objective
 from depthcut.model.architectures import find_architecture
 from depthcut.model.bypass import bypass
 from depthcut.model.stream import DecoderStream
 from depthcut.process.journal import Journal
 from depthcut.types import InputError, Unit
 
-ON_TEXT = [entry.name for entry in OBJECTIVES if not asks_questions(entry.name)]
+ON_TEXT = [
+    entry.name for entry in OBJECTIVES if not asks_questions(entry.name) and find_objective(entry.name).head == "tokens"
+]
 
 
 def engine(family="llama", **changes):

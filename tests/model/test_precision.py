@@ -64,6 +64,7 @@ def test_repaired_weights_are_measured_as_they_are_written(half, tmp_path):
     assert all(torch.equal(p, p.bfloat16().float()) for p in result.model.parameters())
 
 
+@pytest.mark.long
 def test_the_written_precision_can_be_chosen(tmp_path):
     folder = tiny.save(tmp_path / "dense")
     for save_dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):

@@ -24,6 +24,7 @@ def finished(job, code=0):
     return output, errors
 
 
+@pytest.mark.long
 def test_ranks_write_what_one_process_writes_and_train_together(model, tmp_path):
     alone = depthcut.prune(str(model), output=tmp_path / "one", **(OPTIONS | HEALED))
     output, errors = finished(torchrun(2, words(model, tmp_path / "two", **HEALED)))

@@ -18,14 +18,19 @@ def fitted(calibration, *repaired, kept=True):
 @pytest.mark.parametrize(
     ("calibration", "repaired", "measured", "note"),
     [
-        ("self", ["self"], "stdlib (topics of pydoc)", "a kind of text that nothing was fitted to (but to self)"),
+        (
+            "self",
+            ["self"],
+            "stdlib (topics of pydoc)",
+            "a kind of text that nothing was fitted to; all was fitted to self",
+        ),
         ("stdlib", ["self"], "stdlib (topics)", f"{SAME} (self and stdlib); other kinds lose more"),
         ("self+stdlib", [], "stdlib,order=first (x)", f"{SAME} (self and stdlib); other kinds lose more"),
         (
             "c4,split=test",
             ["wikitext"],
             "stdlib (x)",
-            "a kind of text that nothing was fitted to (but to c4 and wikitext)",
+            "a kind of text that nothing was fitted to; all was fitted to c4 and wikitext",
         ),
         (None, [], "stdlib (x)", ""),
         ("self", ["self"], "", ""),
@@ -37,4 +42,4 @@ def test_the_kinds_of_both_are_compared(calibration, repaired, measured, note):
 
 def test_a_repair_that_was_undone_fitted_nothing():
     plan, repairs = fitted("self", "stdlib", kept=False)
-    assert kind_note(plan, repairs, "stdlib (x)") == "a kind of text that nothing was fitted to (but to self)"
+    assert kind_note(plan, repairs, "stdlib (x)") == "a kind of text that nothing was fitted to; all was fitted to self"

@@ -76,7 +76,7 @@ def kind_note(plan: Plan, repairs: Sequence[Repair], data: str) -> str:
     names = " and ".join(sorted(fitted))
     if measured & fitted:
         return f"a kind of text that was fitted to ({names}); other kinds lose more"
-    return f"a kind of text that nothing was fitted to (but to {names})"
+    return f"a kind of text that nothing was fitted to; all was fitted to {names}"
 
 
 def _kinds(source: str) -> set[str]:

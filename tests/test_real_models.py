@@ -22,6 +22,7 @@ from depthcut.types import Plan
 pytestmark = pytest.mark.real
 
 SHORT = {
+    "calibration": "stdlib",
     "calibration_samples": 2,
     "calibration_length": 64,
     "evaluation_samples": 2,

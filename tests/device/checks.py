@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import tiny
 from depthcut.ablation.ablation import Ablation
 from depthcut.model.architectures import find_architecture
+from depthcut.model.device import has_float64
 from depthcut.model.stream import DecoderStream
 from depthcut.repairs import solving
 from depthcut.repairs.moments import FITTED, HELD_OUT, Moments
@@ -77,14 +78,18 @@ def short_at_once(device: str) -> dict[str, Any]:
 
 def without_float64(device: str) -> dict[str, Any]:
     """On a device that has none, as Apple's."""
-    if device != "cpu":
-        torch.standin.extension.set_narrow(1, True)
-        device = "standin:1"
-    try:
+    if device == "cpu":
         return moments(device)
+    looked_for = (has_float64, solving.is_quick_in_float64)
+    try:
+        torch.standin.extension.set_narrow(1, True)
+        for each in looked_for:
+            each.cache_clear()
+        return moments("standin:1")
     finally:
-        if device != "cpu":
-            torch.standin.extension.set_narrow(1, False)
+        torch.standin.extension.set_narrow(1, False)
+        for each in looked_for:
+            each.cache_clear()
 
 
 def across(device: str) -> dict[str, Any]:
@@ -193,7 +198,6 @@ CHECKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "on two devices": across,
     "study": study,
     "waits": waits,
-    # Last, since what a device lacks is looked for once.
     "moments, without float64": without_float64,
 }
 IN_FLOAT32 = "moments, without float64"

@@ -1,16 +1,42 @@
 """Small models stored quantised, in the layouts of the hub; written by hand, since the layout is what is tested."""
 
 import json
+import re
 
 import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from depthcut.types import Unit
 
 GROUP = 16
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 KEPT_PLAIN = "model.layers.2.mlp.up_proj"
 """A map that every configuration here names as one that is not quantised."""
+
+PAIRS = [Unit.parse(name) for name in ("1.attn", "1.ffn", "3.ffn", "4.attn")]
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=tiny.samples().input_ids, use_cache=False).logits
+
+
+def contents(folder):
+    """Every stored tensor's dtype, shape and bytes."""
+    tensors = load_file(folder / "model.safetensors")
+    return {name: (t.dtype, t.shape, t.flatten().view(torch.uint8).tolist()) for name, t in tensors.items()}
+
+
+def renamed(name, blocks):
+    """A name in the source for one in a written file, where block i is the source's `blocks[i]`."""
+    return re.sub(r"layers\.(\d+)", lambda found: f"layers.{blocks[int(found[1])]}", name)
+
+
+def before_pairs(name):
+    """A name in the source for one in a file that lacks `PAIRS`."""
+    # A0 F0 | A2 F2 | A3 F4 | A5 F5
+    return renamed(name, [0, 2, 3, 5] if "attn" in name or "input_layernorm" in name else [0, 2, 4, 5])
 
 
 def save(folder, kind, family="llama", **changes):

@@ -22,7 +22,7 @@ from depthcut.run.recipe import Recipe
 from depthcut.run.session import pose_problem
 from depthcut.surgery import apply
 from depthcut.types import InputError, Unit
-from stored_models import KEPT_PLAIN
+from stored_models import KEPT_PLAIN, PAIRS, before_pairs, contents, logits, renamed
 
 FAMILY = {"mxfp4": ("gpt_oss", {"intermediate_size": 32})}
 NEEDS = {
@@ -31,28 +31,11 @@ NEEDS = {
     )
 }
 KINDS = [pytest.param(kind, marks=NEEDS.get(kind, ())) for kind in stored_models.WRITERS]
-PAIRS = [Unit.parse(name) for name in ("1.attn", "1.ffn", "3.ffn", "4.attn")]
 
 
 def save(folder, kind, family=None, **changes):
     usual, shape = FAMILY.get(kind, ("llama", {"intermediate_size": 64}))
     return stored_models.save(folder, kind, family or usual, **shape | changes)
-
-
-@torch.no_grad()
-def logits(model):
-    return model(input_ids=tiny.samples().input_ids, use_cache=False).logits
-
-
-def contents(folder):
-    """Every tensor's dtype, shape and bytes."""
-    tensors = load_file(folder / "model.safetensors")
-    return {name: (t.dtype, t.shape, t.flatten().view(torch.uint8).tolist()) for name, t in tensors.items()}
-
-
-def renamed(name, blocks):
-    """A name in the source for one in a written file, where block i is the source's `blocks[i]`."""
-    return re.sub(r"layers\.(\d+)", lambda found: f"layers.{blocks[int(found[1])]}", name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,9 +99,7 @@ def test_blocks_of_two_halves(family, paged, tmp_path, monkeypatch):
     hf.verify_directory(tmp_path / "out", pruned, tiny.samples(num_samples=1).input_ids)
     before, after = contents(tmp_path / "dense"), contents(tmp_path / "out")
     for name, content in after.items():
-        # A0 F0 | A2 F2 | A3 F4 | A5 F5
-        of = [0, 2, 3, 5] if "attn" in name or "input_layernorm" in name else [0, 2, 4, 5]
-        assert content == before[renamed(name, of)], name
+        assert content == before[before_pairs(name)], name
 
 
 @pytest.mark.long
@@ -268,5 +249,4 @@ def test_computed_in_float32_when_asked(kind, tmp_path, monkeypatch):
     hf.verify_directory(tmp_path / "out", pruned, tiny.samples(num_samples=1).input_ids)
     before, after = contents(tmp_path / "dense"), contents(tmp_path / "out")
     for name, content in after.items():
-        of = [0, 2, 3, 5] if "attn" in name or "input_layernorm" in name else [0, 2, 4, 5]
-        assert content == before[renamed(name, of)], name
+        assert content == before[before_pairs(name)], name

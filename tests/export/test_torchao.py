@@ -1,12 +1,10 @@
 """Models that torchao quantised go in and out in its own layout: kept tensors byte for byte, read again as before."""
 
 import json
-import re
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 import tiny
@@ -16,11 +14,11 @@ from depthcut.model.load import resolve
 from depthcut.run.prune import prune_model
 from depthcut.run.recipe import Recipe
 from depthcut.surgery import apply
-from depthcut.types import InputError, Unit
+from depthcut.types import InputError
+from stored_models import PAIRS, before_pairs, contents, logits
 
 quantization = pytest.importorskip("torchao.quantization", reason="needs torchao: make test-readers")
 
-PAIRS = [Unit.parse(name) for name in ("1.attn", "1.ffn", "3.ffn", "4.attn")]
 KINDS = {
     "int8": lambda: quantization.Int8WeightOnlyConfig(),
     "int8 with int8 inputs": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
@@ -37,17 +35,6 @@ def save(folder, kind):
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
-
-
-@torch.no_grad()
-def logits(model):
-    return model(input_ids=tiny.samples().input_ids, use_cache=False).logits
-
-
-def contents(folder):
-    """Every stored tensor's dtype, shape and bytes."""
-    tensors = load_file(folder / "model.safetensors")
-    return {name: (t.dtype, t.shape, t.flatten().view(torch.uint8).tolist()) for name, t in tensors.items()}
 
 
 def noted(folder):
@@ -73,17 +60,11 @@ def test_it_is_pruned_as_it_is_stored(kind, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     hf.write_directory(pruned, tiny.tokenizer(), tmp_path / "out")
     hf.verify_directory(tmp_path / "out", pruned, tiny.samples(num_samples=1).input_ids)
-
-    def of(name):
-        # A0 F0 | A2 F2 | A3 F4 | A5 F5
-        blocks = [0, 2, 3, 5] if "attn" in name or "input_layernorm" in name else [0, 2, 4, 5]
-        return re.sub(r"layers\.(\d+)", lambda found: f"layers.{blocks[int(found[1])]}", name)
-
     before, after = contents(folder), contents(tmp_path / "out")
     assert len(after) < len(before)
-    assert {name: before[of(name)] for name in after} == after
+    assert {name: before[before_pairs(name)] for name in after} == after
     said, says = noted(folder), noted(tmp_path / "out")
-    assert all(says[name] == said[of(name)] for name in says if name.startswith("model."))
+    assert all(says[name] == said[before_pairs(name)] for name in says if name.startswith("model."))
     assert torch.equal(logits(resolve(str(tmp_path / "out")).load_model("cpu")), bypassed)
 
 

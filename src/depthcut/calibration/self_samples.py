@@ -15,14 +15,14 @@ what the model writes after it is a new document, as in packed text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthcut.calibration.samples import Samples, token_digest
+from depthcut.model.generation import generating_by
 from depthcut.types import InputError
 
 BATCH_SIZE = 64
@@ -165,7 +165,7 @@ def _write(
     draws = torch.stack([torch.rand(length, generator=_generator(place, seed)) for place in places])
     first = forced[:, :1].to(model.device)
     turns = _Turns(forced, draws, openings.never, advance, model.device)
-    with _plain_generation(model):
+    with generating_by(model, GenerationConfig()):
         written: Tensor = model.generate(  # type: ignore[operator]
             first,
             attention_mask=torch.ones_like(first),
@@ -213,14 +213,3 @@ class _Turns(LogitsProcessor):
         drawn = torch.where(given >= 0, given, drawn.clamp(max=scores.shape[-1] - 1))
         self._advance(len(input_ids))
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn[:, None], 0.0)
-
-
-@contextmanager
-def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Sets the model's own generation settings aside: arguments of `generate` cannot undo all of them."""
-    settings = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = settings

@@ -8,8 +8,7 @@ tokens: a repetition penalty would hide what is looked for.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from depthcut.evaluation.paired import DIFFERENCE, Estimate, dense_score, difference, other_score, stratum
 from depthcut.evaluation.probes import MEASURES, PROBES, Probe, repeated_share
 from depthcut.model.device import own_seed
+from depthcut.model.generation import generating_by
 from depthcut.results import GenerationSample, Measurement
 
 TEMPERATURE = 0.8
@@ -88,7 +88,7 @@ def model_texts(
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    with _plain_generation(model, tokenizer):
+    with generating_by(model, _plain_settings(model, tokenizer)):
         return write_texts(write, decode, seed=seed, probes=probes, advance=advance)
 
 
@@ -117,16 +117,12 @@ def generate(
     return found[0, input_ids.shape[1] :].tolist()  # type: ignore[no-any-return]
 
 
-@contextlib.contextmanager
-def _plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def _plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The model's special tokens, and nothing else of its own settings."""
     own = model.generation_config
     ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     first_end = ends[0] if isinstance(ends, list) else ends
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=first_end, bos_token_id=own.bos_token_id)
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    return GenerationConfig(eos_token_id=ends, pad_token_id=first_end, bos_token_id=own.bos_token_id)
 
 
 def compare_texts(texts: Mapping[str, Texts], *, seed: int = 0) -> list[Measurement]:

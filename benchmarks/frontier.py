@@ -87,14 +87,14 @@ def after_refit(train: Callable[[float], Size]) -> Callable[[float], Size]:
     return size
 
 
-DISTILL = trained("distill", "train=full,learning_rate=0.0001", 9)
+DISTILL = trained("distill", "train=full,learning_rate=0.0001", 18)
 SIZES: dict[str, Callable[[float], Size]] = {
     "refit": refit,
     "refit+seam": refit_and_seam,
     "distill": DISTILL,
     "refit+distill": after_refit(DISTILL),
-    "lora": trained("lora", "learning_rate=0.0003", 14),
-    "partial": trained("partial", "learning_rate=0.0001", 16),
+    "lora": trained("lora", "learning_rate=0.0003", 28),
+    "partial": trained("partial", "learning_rate=0.0001", 32),
 }
 
 
@@ -111,7 +111,7 @@ class Bench:
         found = {}
         for name, samples in self.unseen.items():
             other = {"model": DecoderStream(model, self.dense.architecture)}
-            for measured in compare_language(self.dense, other, samples):
+            for measured in compare_language(self.dense, other, samples, batch_size=4):
                 if measured.name in ("kl_to_dense", "loss"):
                     found[f"{name}: {measured.name} {measured.model}"] = round(measured.value, 4)
         return found
@@ -167,7 +167,8 @@ HEAD = """\
 What repairs make of processor minutes, written by `python benchmarks/frontier.py --page` from `benchmarks/results`; no
 number is written by hand. The same units are removed for all ways; repairs are fitted to C4 and WikiText-2's training
 part, mixed, sequences of 256 tokens, as many as their minutes allow. KL is KL(dense || pruned) in nats per token: on
-text of kinds that nothing was fitted to, and on WikiText-2 test. Minutes are processor time of the repair; a way's
+text of kinds that nothing was fitted to, and on WikiText-2 test. In brackets is the share of what the removal added to
+the loss (the gap in log-perplexity) that a repair takes away again. Minutes are processor time of the repair; a way's
 settings are in `benchmarks/frontier.py`. Points that are missing were not measured.
 """
 
@@ -181,7 +182,8 @@ def write_page() -> None:
         points = [key.removesuffix(" / minutes") for key in values if key.endswith(" / minutes")]
         texts = [key.split(" / ")[1].removesuffix(": kl_to_dense model") for key in values if key.startswith("cut / ")]
         texts = [text for text in texts if ": " not in text and text != "minutes"]
-        title = f"{record['model']}, {file.stem.rsplit('-', 1)[1]} attentions and feed-forward parts removed"
+        count = file.stem.rsplit("-", 1)[1]
+        title = f"{record['model']}, {count} attentions and {count} feed-forward parts removed"
         figure = PAGE.parent / "figures" / f"{file.stem}.svg"
         figure.write_text(_drawn(title, values, points, texts[0]))
         parts.append(f"\n## {title}\n\n{on['cpu']}, {on['threads']} thread; `{record['command']}`\n\n")
@@ -189,11 +191,21 @@ def write_page() -> None:
         parts.append(f"| repair | minutes | sequences | {' | '.join(f'KL, {text}' for text in texts)} |\n")
         parts.append(f"|---|---:|---:|{'---:|' * len(texts)}\n")
         for point in sorted(points, key=lambda point: values[f"{point} / minutes"]):
-            found = [f"{values[f'{point} / {text}: kl_to_dense model']:.3f}" for text in texts]
+            found = [
+                f"{values[f'{point} / {text}: kl_to_dense model']:.3f}{_closed(values, point, text)}" for text in texts
+            ]
             words = [point.rsplit(" ", 1)[0], f"{values[f'{point} / minutes']:.1f}"]
             words.append(f"{values.get(f'{point} / samples', 0):.0f}" if point != "cut" else "")
             parts.append(f"| {' | '.join([*words, *found])} |\n")
     PAGE.write_text("".join(parts))
+
+
+def _closed(values: dict[str, float], point: str, text: str) -> str:
+    """The share of what the removal added to the loss on a text that a repair takes away again, in brackets."""
+    if point == "cut":
+        return ""
+    dense, cut = values[f"cut / {text}: loss dense"], values[f"cut / {text}: loss model"]
+    return f" ({100 * (cut - values[f'{point} / {text}: loss model']) / (cut - dense):.0f} %)"
 
 
 def _drawn(title: str, values: dict[str, float], points: list[str], text: str) -> str:
@@ -247,7 +259,10 @@ def main() -> None:
     bench = prepare(options, options.plan or Path("out/frontier") / f"{name}.json")
     values: dict[str, float] = json.loads(kept.read_text())["values"] if kept.is_file() else {}
     given = " --plan PLAN" if options.plan else ""
-    command = f"python benchmarks/frontier.py --model {options.model} --data DIR --count {options.count}{given}"
+    command = (
+        f"python benchmarks/frontier.py --model {options.model} --dtype {options.dtype} --data DIR "
+        f"--count {options.count}{given}"
+    )
     config = bench.dense.model.config
     work = measure_work(empty_model(config, bench.dense.model.dtype), bench.dense.architecture)
     share = SMOLLM2_FLOPS / (work.forward_flops(LENGTH) / LENGTH)

@@ -1,9 +1,11 @@
 """What `--dry-run` says a run takes must be what it takes, and needs no weights."""
 
+import itertools
 import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from depthcut.model.flops import measure_work
 from depthcut.model.load import ModelSource
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import measure_sizes
+from depthcut.preview import device_profiles
 from depthcut.preview import outlook as outlook_module
 from depthcut.preview.device_profiles import PUBLISHED, UTILISATION, find_profile, measure_here
 from depthcut.preview.dry_run import preview
@@ -198,6 +201,17 @@ def test_memory_follows_what_a_search_keeps():
 def test_this_machine_is_measured_in_seconds():
     device = measure_here(torch.float32, 64, 128)
     assert 1e6 < device.flops_per_second < 1e16 and device.is_here
+
+
+def test_a_busy_machine_is_called_one(monkeypatch):
+    ticks = itertools.count()
+    # A clock that stands still half of the time is what a process sees that waits for others.
+    monkeypatch.setattr(
+        device_profiles, "time", SimpleNamespace(perf_counter=lambda: next(ticks), process_time=lambda: next(ticks) / 2)
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    busy = measure_here(torch.float32, 64, 128, device="cpu", seconds=20)
+    assert busy.name == "this machine with 1 thread, of which other work leaves 50% free now"
 
 
 @pytest.mark.parametrize(

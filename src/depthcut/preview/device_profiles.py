@@ -23,6 +23,8 @@ UTILISATION = 0.4
 
 MEASURED_SECONDS = 0.7
 MEASURED_TOKENS = 1024
+FREE = 0.9
+"""From this share of its threads' time on that a measurement gets, a machine counts as free."""
 DISK_BYTES_PER_SECOND = 1e9
 """What weights are taken to be read from files at, where they do not fit into this machine's memory."""
 
@@ -96,7 +98,10 @@ def find_profile(name: str, dtype: torch.dtype, hidden_size: int, widest: int) -
 def measure_here(
     dtype: torch.dtype, hidden_size: int, widest: int, *, device: str = "auto", seconds: float = MEASURED_SECONDS
 ) -> DeviceProfile:
-    """Times the two matrix products of a feed-forward sublayer of the model's size, for the given seconds."""
+    """Times the two matrix products of a feed-forward sublayer of the model's size, for the given seconds.
+
+    What other work leaves of the machine in that time is what a run is counted on to have, and the name says so.
+    """
     place = torch.device(chosen_device(device))
     width = min(widest, 2**14)
     tokens = torch.ones(MEASURED_TOKENS // 4 if place.type == "cpu" else MEASURED_TOKENS, hidden_size)
@@ -109,13 +114,14 @@ def measure_here(
 
     # The first is slower than all others: it plans the kernels and touches the memory.
     run()
-    began, runs = time.perf_counter(), 0
+    began, worked, runs = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         run()
         runs += 1
-    measured = runs * 4 * len(inputs) * hidden_size * width / (time.perf_counter() - began)
+    took, worked = time.perf_counter() - began, time.process_time() - worked
+    measured = runs * 4 * len(inputs) * hidden_size * width / took
     on_accelerator = place.type != "cpu"
-    name = device_label(place) if on_accelerator else f"this machine with {torch.get_num_threads()} threads"
+    name = device_label(place) if on_accelerator else _processors(worked / took)
     # What has no memory of its own, the CPU and MPS, has the machine's.
     properties = getattr(torch.get_device_module(place), "get_device_properties", None) if on_accelerator else None
     if properties is None:
@@ -132,3 +138,15 @@ def measure_here(
         is_here=True,
         on_accelerator=on_accelerator,
     )
+
+
+def _processors(worked: float) -> str:
+    """The processors, and how busy they are.
+
+    Args:
+        worked: seconds that this process's threads worked, in a second.
+    """
+    threads = torch.get_num_threads()
+    left = min(1.0, worked / threads)
+    name = f"this machine with {threads} thread{'s' if threads > 1 else ''}"
+    return name if left > FREE else f"{name}, of which other work leaves {left:.0%} free now"

@@ -17,7 +17,6 @@ from depthcut.model.units import empty_model, sizes_from_config
 from depthcut.model.wrappers import decoder_config, is_wrapper
 from depthcut.preview.device_profiles import measure_here
 from depthcut.preview.dry_run import estimate_source
-from depthcut.preview.outlook import MEASURED_SECONDS
 from depthcut.repairs import REPAIRS, check_repairs
 from depthcut.run.heads import settle_objective
 from depthcut.run.recipe import Recipe
@@ -156,7 +155,7 @@ def _default_run(recipe: Recipe, source: ModelSource) -> DefaultRun:
     work = measure_work(empty_model(source.config, source.dtype), source.architecture)
     device = chosen_device(recipe.device)
     expected = estimate_source(recipe, source, problem, work, on_accelerator=device.partition(":")[0] != "cpu")
-    here = measure_here(source.dtype, work.hidden_size, work.widest, device=device, seconds=MEASURED_SECONDS)
+    here = measure_here(source.dtype, work.hidden_size, work.widest, device=device)
     held = expected.weight_bytes if expected.held_bytes is None else expected.held_bytes
     return DefaultRun(
         device=here.name,

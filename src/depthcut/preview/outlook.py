@@ -15,7 +15,6 @@ from depthcut.run.recipe import Recipe
 
 SHORT_FLOPS = 1e12
 """Work that is over before anyone asks how long it takes: some ten seconds of two cores."""
-MEASURED_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Outlook:
 
 
 def outlook(recipe: Recipe, source: ModelSource, problem: Problem) -> Outlook | None:
-    """The outlook of a run, from its estimate and the speed of this machine, which is measured for a third of a second.
+    """The outlook of a run, from its estimate and the speed of this machine, which is measured for a second.
 
     Returns:
         None where the work is short.
@@ -46,5 +45,5 @@ def outlook(recipe: Recipe, source: ModelSource, problem: Problem) -> Outlook | 
     expected = estimate_source(recipe, source, problem, work, on_accelerator=device.partition(":")[0] != "cpu")
     if expected.flops < SHORT_FLOPS:
         return None
-    here = measure_here(source.dtype, work.hidden_size, work.widest, device=device, seconds=MEASURED_SECONDS)
+    here = measure_here(source.dtype, work.hidden_size, work.widest, device=device)
     return Outlook(here.name, {phase.name: expected.seconds(phase, here) for phase in expected.phases})

@@ -1,6 +1,10 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make the virtual environment first.
 # A user with a GPU picks a torch: make demo TORCH="torch==2.13.0 --index-url ..."
 
+# What Python compiles of its packages is kept, also where the environment says otherwise: without it every process
+# compiles torch and transformers anew, which takes 6 seconds of the 10 that they take to import.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,4 +68,25 @@ def quick_reload(monkeypatch):
     from depthcut.export import hf
 
     tiny.reload_in_process(monkeypatch)
+    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+
+
+@pytest.fixture(scope="session")
+def fresh_reader(tmp_path_factory):
+    """One process, started once, that reloads written models as a fresh one would."""
+    import torch
+
+    from depthcut.export import hf
+    from fresh_reader import FreshReader
+
+    with FreshReader(hf.RELOAD_SCRIPT, tmp_path_factory.mktemp("modules"), torch.get_num_threads()) as reader:
+        yield reader
+
+
+@pytest.fixture
+def read_afresh(fresh_reader, monkeypatch):
+    """Written models are reloaded in a process other than this one, which starts once for all tests."""
+    from depthcut.export import hf
+
+    monkeypatch.setattr(hf, "subprocess", SimpleNamespace(run=fresh_reader.run))
     monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)

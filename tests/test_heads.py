@@ -63,7 +63,8 @@ def test_the_whole_way_by_the_command_line(folders, head, command, tmp_path):
     assert "Prompt, speed-up" in printed and "Decoding" not in printed
 
 
-@pytest.mark.parametrize("head", ["classes", pytest.param("embedding", marks=pytest.mark.long)])
+@pytest.mark.usefixtures("read_afresh")
+@pytest.mark.parametrize("head", tiny.HEADS)
 def test_sublayers_go_too_and_load_in_a_fresh_process(folders, head, command, tmp_path):
     """`depthcut remove` reloads what it wrote in a fresh process, through the code that lies beside it."""
     command("remove", folders[head], "--units", "1.attn,3.ffn", *SHORT[4:8], "--no-speed", "-o", tmp_path / "out")

@@ -29,8 +29,10 @@ SUBLAYERS = [Unit.parse(name) for name in ("0.attn", "1.ffn", "4.attn")]
 
 @pytest.fixture(autouse=True)
 def quick_reload(monkeypatch, request):
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
-    if "fresh" not in request.node.name:
+    if "fresh" in request.node.name:
+        request.getfixturevalue("read_afresh")
+    else:
+        monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
         tiny.reload_in_process(monkeypatch)
 
 

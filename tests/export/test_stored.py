@@ -39,10 +39,8 @@ def save(folder, kind, family=None, **changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_pruned_as_it_is_stored(kind, tmp_path, monkeypatch, capsys):
-    if kind != "fp8":
-        tiny.reload_in_process(monkeypatch)
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+def test_it_is_pruned_as_it_is_stored(kind, tmp_path, request, capsys):
+    request.getfixturevalue("read_afresh" if kind == "fp8" else "quick_reload")
     meant = save(tmp_path / "dense", kind)
     dense = resolve(str(tmp_path / "dense")).load_model("cpu")
     for name, values in meant.items():

@@ -13,10 +13,10 @@ from pathlib import Path
 import all_types
 import family_proofs
 import torch
-from fresh_reader import FreshReader
 
 import tiny
 from depthcut.export import hf
+from fresh_reader import FreshReader
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 YES = family_proofs.YES

@@ -3,16 +3,13 @@
 import json
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import all_types
 import family_proofs
 import family_table
 import gguf
 import pytest
-import torch
 from family_engines import LLAMA_CPP, NOT_LOOKED_UP, VLLM
-from fresh_reader import FreshReader
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -29,19 +26,13 @@ from depthcut.types import InputError, Unit
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    with FreshReader(hf.RELOAD_SCRIPT, tmp_path_factory.mktemp("modules"), torch.get_num_threads()) as fresh:
-        yield fresh
-
-
-@pytest.fixture(scope="module")
 def documented():
     return family_table.parse(family_table.DOCUMENT.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", tiny.short_and_long(tiny.CASES, tiny.REPRESENTATIVE))
-def test_what_the_table_says_of_a_family_holds(case, reader, documented, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "subprocess", SimpleNamespace(run=reader.run))
+@pytest.mark.usefixtures("read_afresh")
+def test_what_the_table_says_of_a_family_holds(case, documented, tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "GREEDY_TOKENS", family_proofs.GREEDY_TOKENS)
     outcomes = family_proofs.prove(case, tmp_path)
     assert {column: family_table.normalised(case, found) for column, found in outcomes.items()} == documented[case]

@@ -4,11 +4,9 @@ Each model is saved, cut, written and read again by plain transformers in one fr
 """
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from fresh_reader import FreshReader
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -47,16 +45,11 @@ ROPES = {
 FAMILY = {"longrope": "phi3"}
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    with FreshReader(hf.RELOAD_SCRIPT, tmp_path_factory.mktemp("modules"), torch.get_num_threads()) as fresh:
-        yield fresh
+pytestmark = pytest.mark.usefixtures("read_afresh")
 
 
 @pytest.fixture
-def ids(reader, monkeypatch):
-    monkeypatch.setattr(hf, "subprocess", SimpleNamespace(run=reader.run))
-    monkeypatch.setattr(hf, "GREEDY_TOKENS", 4)
+def ids():
     return tiny.samples(num_samples=1, length=LENGTH).input_ids
 
 

@@ -19,6 +19,7 @@ from model import multimodal
 OPTIONS = tiny.SHORT_RUN
 
 
+@pytest.mark.usefixtures("read_afresh")
 @pytest.mark.parametrize("name", tiny.short_and_long(multimodal.SETTINGS, ["qwen2_5_vl"]))
 def test_the_decoder_is_pruned_and_all_else_kept(name, tmp_path):
     source = multimodal.save(name, tmp_path / "dense")

@@ -128,6 +128,7 @@ def test_refit_gives_the_same_weights_and_keeps_them_in_files(tmp_path):
     assert not changed
 
 
+@pytest.mark.usefixtures("read_afresh")
 @pytest.mark.parametrize("removed", [PAIRS, SUBLAYERS])
 def test_a_written_directory_is_verified_in_a_fresh_process(removed, tmp_path):
     _, paged = both(tiny.save(tmp_path / "model"))

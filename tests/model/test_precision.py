@@ -16,6 +16,7 @@ from depthcut.model.precision import computing_dtype
 from depthcut.run.export import export_model
 
 OPTIONS = tiny.SHORT_RUN
+pytestmark = pytest.mark.usefixtures("read_afresh")
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ class FreshReader:
         """What the script prints for the arguments after its name."""
         assert self._child.stdin is not None and self._child.stdout is not None
         arguments = command[command.index(self._script) + 1 :]
+        assert "own" not in arguments, "depthcut would be imported there, and stay for what is read next"
         self._child.stdin.write(json.dumps(arguments) + "\n")
         self._child.stdin.flush()
         code, output, problem = json.loads(self._child.stdout.readline())

@@ -19,8 +19,8 @@ WHEEL_CHECK ?= out/wheel-check
 demo: $(VENV)/.demo
 	$(BIN)/depthcut prune smollm2 --remove 25% --effort quick --compare shortgpt -o $(OUT) --overwrite
 
-# Tests of a file stay together, since they share its models.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Tests of a file stay together, since they share its models; tests/conftest.py says which files begin.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ELSEWHERE := not vllm and not readers
 
 test: $(VENV)/.test

@@ -10,9 +10,35 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # On models this small a second thread costs more than it does, and on a busy machine ten times more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
 
 pytest_plugins = ["browser"]
+
+LONGEST_FIRST = [
+    "device/test_devices.py",
+    "test_real_models.py",
+    "docs/test_code_blocks.py",
+    "recipes/test_recipes.py",
+    "process/test_shares.py",
+    "families/test_families.py",
+    "model/test_stream.py",
+    "process/test_shards.py",
+    "model/test_paging.py",
+    "repairs/test_closed_forms.py",
+    "methods/test_greedy.py",
+    "run/test_removed.py",
+    "export/test_quantised.py",
+    "repairs/test_healing.py",
+    "export/test_stored.py",
+]
+"""The files that take longest, more than about 15 seconds of a processor each, in the order of that."""
+
+
+def pytest_collection_modifyitems(items):
+    """Lets the longest files begin first, so that no worker is left alone with one of them at the end."""
+    place = {TESTS / name: index for index, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture

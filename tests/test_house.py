@@ -34,6 +34,16 @@ def test_no_file_outgrows_its_reader():
     assert {name: count for name, count in lines.items() if count > LINES_OF_A_FILE} == {}
 
 
+def test_the_files_that_begin_are_there():
+    text = (ROOT / "tests/conftest.py").read_text(encoding="utf-8")
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "LONGEST_FIRST"
+    )
+    assert len(names) == len(set(names)) and all((ROOT / "tests" / name).is_file() for name in names)
+
+
 def test_no_class_outgrows_its_reader():
     classes = {
         node.name: node.end_lineno - node.lineno + 1

@@ -5,6 +5,7 @@ import yaml
 
 import tiny
 from depthcut.calibration import parse_source
+from depthcut.export import nemotron_nas
 from depthcut.model.files import PACKAGED_MODELS
 from depthcut.recipes import check_recipe, find_recipe, load_recipe, packaged_recipes
 from depthcut.run.prune import prune_model
@@ -80,6 +81,7 @@ def test_every_recipe_says_what_it_is_what_it_costs_and_what_to_expect(recipe):
 def test_every_small_variant_runs_to_its_end_on_a_tiny_model(name, model, tmp_path, monkeypatch):
     """`make recipes` runs them on real models; here the model has six blocks, so that amounts are its own."""
     tiny.reload_in_process(monkeypatch)
+    monkeypatch.setattr(nemotron_nas, "verify_with", lambda *_: None)  # a second reader takes seconds to start
     loaded = load_recipe(find_recipe(name), small=True)
     changes = {"model": str(model), "speed": False, "evaluation_samples": 2, "batch_size": 2}
     recipe = run_of(loaded)
@@ -105,6 +107,7 @@ def test_recipes_are_listed(command):
     assert all(name in printed for name in NAMES)
 
 
+@pytest.mark.usefixtures("quick_reload")
 def test_a_recipe_is_run_by_its_small_variant(write, model, command, tmp_path):
     path = write(model="no/such-model", remove="9", method="shortgpt", small={"model": str(model), "remove": 1, **TEXT})
     command("run", path, "--small", "-o", tmp_path / "out")

@@ -274,10 +274,9 @@ def test_pads_and_batching_change_nothing(repair):
 
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gemma3_text", "gpt2", "gpt_neox"])
+@pytest.mark.usefixtures("read_afresh")
 @torch.no_grad()
-def test_emulations_are_saved_and_reloaded(family, tmp_path, monkeypatch):
-    if family != "llama":
-        tiny.reload_in_process(monkeypatch)
+def test_emulations_are_saved_and_reloaded(family, tmp_path):
     tiny.save(tmp_path / "dense", family)
     source = resolve(str(tmp_path / "dense"))
     given = damage(source.load_model("cpu"), {Unit(0, "attn"), Unit(2, "ffn")})

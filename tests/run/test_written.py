@@ -110,8 +110,8 @@ def test_one_sequence_has_no_standard_error_and_results_stay_json(models, tmp_pa
     assert all(row["stderr"] is None for row in rows)
 
 
-def test_a_fresh_process_finds_the_same_model(models, tmp_path, monkeypatch):
-    monkeypatch.undo()  # what the other tests reload in this process is here reloaded as for a user
+def test_a_fresh_process_finds_the_same_model(models, tmp_path, request):
+    request.getfixturevalue("read_afresh")  # after what lets the other tests reload in this process
     result = depthcut.prune(str(models["gemma3_text"]), output=tmp_path / "out", **OPTIONS)
     assert result.output == tmp_path / "out"
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from gguf import GGUFReader
 from transformers import LlamaConfig
 
 from depthcut.evaluation.ideal import Work, with_ideals, work_of
 from depthcut.evaluation.speed import DECODE_TOKENS, ROUNDS, Seconds, time_in_turn
+from depthcut.gguf.quick_reader import QuickReader
 from depthcut.model.architectures import find_architecture
 from depthcut.model.files import find_gguf
 from depthcut.model.load import resolve
@@ -201,7 +201,7 @@ def _find_nemotron_nas(model: str, entries: Mapping[str, Any]) -> TimedModel:
 
 def _find_gguf(file: Path) -> TimedModel:
     """Work and size of a GGUF by what is in the file; quantised tensors count as many bytes as they take."""
-    reader = GGUFReader(file)
+    reader = QuickReader(file)
     architecture = reader.fields["general.architecture"].contents()
 
     def value(key: str, default: Any = None) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+from depthcut.gguf.quick_reader import QuickReader
 
 INDEX = "model.safetensors.index.json"
 
@@ -31,7 +33,7 @@ def dequantise(
     config.save_pretrained(folder)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
-    reader = GGUFReader(file)
+    reader = QuickReader(file)
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(  # type: ignore[no-untyped-call]
         config=config.to_dict()

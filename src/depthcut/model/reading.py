@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from depthcut.gguf.quick_reader import quick_reading
 from depthcut.model.checkpoint import read_config, shown
 from depthcut.process.faults import resource_error
 from depthcut.types import InputError
@@ -34,7 +35,7 @@ def reading(name: str, what: str) -> Iterator[None]:
         InputError: what is read is damaged.
     """
     try:
-        with quietly():
+        with quietly(), quick_reading():
             yield
     except InputError:
         raise

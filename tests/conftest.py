@@ -18,6 +18,9 @@ pytest_plugins = ["browser"]
 LONGEST_FIRST = [
     "device/test_devices.py",
     "test_real_models.py",
+    "repairs/test_healing_real.py",
+    "export/test_gguf_engine.py",
+    "process/test_torchrun.py",
     "docs/test_code_blocks.py",
     "recipes/test_recipes.py",
     "process/test_shares.py",
@@ -25,6 +28,7 @@ LONGEST_FIRST = [
     "model/test_stream.py",
     "process/test_shards.py",
     "model/test_paging.py",
+    "model/test_multimodal.py",
     "repairs/test_closed_forms.py",
     "methods/test_greedy.py",
     "run/test_removed.py",

@@ -1,7 +1,7 @@
 """One fresh process that reloads written models, one after the other, with plain transformers.
 
-Starting a process for every family takes longer than all that is done in it. Run as a script it is the process: it
-imports nothing of depthcut but the reload script itself.
+Starting a process for every model takes longer than all that is done in it. Run as a script it is the process: it
+imports nothing of depthcut but a script with a `main`, such as `export/reload_check.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 
 class FreshReader:
-    """Runs `export/reload_check.py` as `subprocess.run` would, in a process that stays.
+    """Runs a script as `subprocess.run` would, in a process that stays.
 
     Args:
-        script: the reload script.
+        script: has a function `main` of its arguments, which prints what it finds.
         scratch: folder for the code that comes with written models.
         num_threads: as many as the process that compares has: sums round differently with their number.
     """
@@ -58,10 +58,10 @@ class FreshReader:
 
 def serve(script: str) -> None:
     """Answers one line of arguments after the other."""
-    specification = importlib.util.spec_from_file_location("reload_check", script)
+    specification = importlib.util.spec_from_file_location("reading", script)
     assert specification is not None and specification.loader is not None
-    reload_check = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(reload_check)
+    reading = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(reading)
     assert not any(name.startswith("depthcut") for name in sys.modules)
     answers = sys.stdout
     for line in sys.stdin:
@@ -69,7 +69,7 @@ def serve(script: str) -> None:
         answer: tuple[int, str, str] = (0, "", "")
         with contextlib.redirect_stdout(output):
             try:
-                reload_check.main(*json.loads(line))
+                reading.main(*json.loads(line))
             except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
                 answer = (1, "", f"{type(error).__name__}: {error}")
         print(json.dumps((answer[0], output.getvalue(), answer[2])), file=answers, flush=True)

@@ -6,8 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-directory, inputs, out = sys.argv[1:]
-model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
-with torch.no_grad():
-    logits = model(**load_file(inputs)).logits
-save_file({"logits": logits.contiguous()}, out)
+
+@torch.no_grad()
+def main(directory: str, inputs: str, out: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    save_file({"logits": model(**load_file(inputs)).logits.contiguous()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

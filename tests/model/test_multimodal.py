@@ -1,8 +1,6 @@
 """Models that read images are loaded with their own class, pruned inside, and outside the decoder stay as they are."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,22 @@ import depthcut
 import tiny
 from depthcut.model.wrappers import blocks_of_wrapper
 from depthcut.types import InputError
+from fresh_reader import FreshReader
 from model import multimodal
 
 OPTIONS = tiny.SHORT_RUN
+IMAGE_READER = Path(multimodal.__file__).with_name("image_reader.py")
+
+
+@pytest.fixture(scope="module")
+def image_reader(tmp_path_factory):
+    with FreshReader(IMAGE_READER, tmp_path_factory.mktemp("modules"), torch.get_num_threads()) as reader:
+        yield reader
 
 
 @pytest.mark.usefixtures("read_afresh")
 @pytest.mark.parametrize("name", tiny.short_and_long(multimodal.SETTINGS, ["qwen2_5_vl"]))
-def test_the_decoder_is_pruned_and_all_else_kept(name, tmp_path):
+def test_the_decoder_is_pruned_and_all_else_kept(name, image_reader, tmp_path):
     source = multimodal.save(name, tmp_path / "dense")
     forms = [] if name in ("qwen2_5_vl", "qwen3_vl") else ["text-only"]
     result = depthcut.prune(str(source), output=tmp_path / "out", export=forms, **OPTIONS)
@@ -49,10 +55,9 @@ def test_the_decoder_is_pruned_and_all_else_kept(name, tmp_path):
         other = result.model(**(given | {"pixel_values": 1 - given["pixel_values"]})).logits
     assert not torch.equal(other, expected)
     save_file(given, tmp_path / "inputs.safetensors")
-    reader = Path(multimodal.__file__).with_name("image_reader.py")
     words = [tmp_path / "out", tmp_path / "inputs.safetensors", tmp_path / "found.safetensors"]
-    child = subprocess.run([sys.executable, str(reader), *map(str, words)], capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stderr[-1000:]
+    done = image_reader.run([str(IMAGE_READER), *map(str, words)])
+    assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")["logits"]
     rounding = 64 * torch.finfo(torch.float32).eps * float(expected.abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding)

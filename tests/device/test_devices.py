@@ -4,10 +4,6 @@ The stand-in refuses operations on tensors of different devices, as a GPU does, 
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from device.checks import CHECKS, IN_FLOAT32
+from device.processes import need_compiler, run_on
 from device.scenarios import SCENARIOS, WRITTEN
 
 pytestmark = pytest.mark.device
@@ -42,19 +39,11 @@ def others(tmp_path_factory):
 
 def on_both(tmp_path_factory, names):
     """What is found on the CPU and on the stand-in, by device."""
-    if not (shutil.which("g++") and shutil.which("ninja")):
-        pytest.fail("the stand-in accelerator needs a C++ compiler: install g++ and ninja, or leave out -m device")
+    need_compiler()
     runs = {}
     for device in ("cpu", "standin"):
         folder = tmp_path_factory.mktemp(device)
-        path = [*sys.path, *([str(HERE / "standin")] if device == "standin" else [])]
-        child = subprocess.run(
-            [sys.executable, str(HERE / "scenarios.py"), device, str(folder), *names],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        child = run_on(device, HERE / "scenarios.py", device, folder, *names)
         assert child.returncode == 0, child.stderr[-2000:]
         runs[device] = json.loads((folder / "found.json").read_text()), folder
     return runs
@@ -104,11 +93,5 @@ def assert_alike(given, expected, tolerance=ROUNDING):
 @pytest.mark.usefixtures("found")
 def test_a_tensor_on_the_wrong_device_is_noticed():
     # What the comparison above rests on: else a tensor made on the CPU by mistake would go unnoticed.
-    child = subprocess.run(
-        [sys.executable, "-c", "import torch; torch.ones(2, device='standin') + torch.ones(2)"],
-        env=os.environ | {"PYTHONPATH": str(HERE / "standin")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = run_on("standin", "-c", "import torch; torch.ones(2, device='standin') + torch.ones(2)")
     assert child.returncode == 1 and "at least two devices, standin:0 and cpu!" in child.stderr

@@ -1,15 +1,13 @@
 """Two ranks, each on a stand-in accelerator of its own, find one process's plan."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import depthcut
 import tiny
+from device.processes import need_compiler, run_on
 
 pytestmark = [pytest.mark.device, pytest.mark.long]
 
@@ -36,14 +34,9 @@ def test_two_ranks_on_two_devices_find_one_processs_plan(tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     launch += ["--rdzv-endpoint", "localhost:0", str(HERE / "rank.py"), str(tmp_path)]
-    words = ["prune", str(model), "-o", str(tmp_path / "out"), "--device", "standin", "--no-speed", *options]
-    path = os.pathsep.join([*filter(None, sys.path), str(HERE / "standin")])
-    job = subprocess.run(
-        [sys.executable, *launch, *words],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    need_compiler()
+    job = run_on(
+        "standin", *launch, "prune", model, "-o", tmp_path / "out", "--device", "standin", "--no-speed", *options
     )
     assert job.returncode == 0, job.stderr[-3000:]
     steps = json.loads((tmp_path / "out" / "plan.json").read_text())["steps"]

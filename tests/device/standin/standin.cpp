@@ -19,6 +19,8 @@
 namespace {
 constexpr int kDevices = 2;
 thread_local c10::DeviceIndex current = 0;
+thread_local c10::StreamId streams[kDevices];
+std::atomic<int64_t> made;
 std::atomic<int64_t> used[kDevices], peak[kDevices], limit[kDevices], synchronisations;
 std::atomic<bool> narrow[kDevices];
 
@@ -56,8 +58,19 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Device getDevice() const override { return {static_type, current}; }
   void setDevice(c10::Device d) const override { if (d.has_index()) current = d.index(); }
   void uncheckedSetDevice(c10::Device d) const noexcept override { if (d.has_index()) current = d.index(); }
-  c10::Stream getStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream exchangeStream(c10::Stream s) const override { return s; }
+  // All is done when it is asked for, so streams and events have nothing to wait for; a stream has a number of its own.
+  c10::Stream getStream(c10::Device d) const override { auto i = d.has_index() ? d.index() : current; return c10::Stream(c10::Stream::UNSAFE, {static_type, i}, streams[i]); }
+  c10::Stream getDefaultStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
+  c10::Stream getNewStream(c10::Device d, int) const override { return c10::Stream(c10::Stream::UNSAFE, d, ++made); }
+  c10::Stream exchangeStream(c10::Stream s) const override { auto before = getStream(s.device()); streams[s.device_index()] = s.id(); return before; }
+  void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override { *event = this_event(); }
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeEvent(void*) const override {}
+  void synchronizeStream(const c10::Stream&) const override {}
+  void synchronizeDevice(c10::DeviceIndex) const override {}
+  static void* this_event() { static int event; return &event; }
   c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
@@ -177,6 +190,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_limit", [](int device, int64_t bytes) { limit[device] = bytes; }, "0 = no limit");
   m.def("set_narrow", [](int device, bool value) { narrow[device] = value; }, "whether it has no float64");
+  m.def("free_and_total", [](int device) { int64_t total = limit[device] ? int64_t(limit[device]) : int64_t(1) << 40; return std::make_pair(total - int64_t(used[device]), total); });
   m.def("used", [](int device) { return int64_t(used[device]); });
   m.def("peak", [](int device) { return int64_t(peak[device]); });
   m.def("reset_peak", [](int device) { peak[device] = int64_t(used[device]); });

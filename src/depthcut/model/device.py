@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import platform
 from collections.abc import Iterator
 
@@ -64,6 +65,16 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that was asked of it."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
+
+
+def free_bytes(device: torch.device) -> float:
+    """What a device's memory has left; infinite where the device does not say."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "mem_get_info"):
+        return float(module.mem_get_info(device)[0])
+    if hasattr(module, "recommended_max_memory"):
+        return float(module.recommended_max_memory() - module.driver_allocated_memory())
+    return math.inf
 
 
 def free_cached_memory(device: torch.device) -> None:

@@ -92,9 +92,6 @@ def in_written_dtype(model: nn.Module) -> Iterator[None]:
     """
     dtype = getattr(model, WRITTEN, None)
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if (pager := pager_of(model)) is not None:
-        # What is held in memory would be put back later.
-        pager.let_all_go()
     try:
         for tensor, stored in list(islands(model)):
             before.append((tensor, tensor.data))

@@ -107,9 +107,6 @@ class DecoderStream:
         self.pager = pager_of(model)
         if self.pager is None:
             _keep_freed_memory()
-        else:
-            # What runs side by side goes through a block, and at last through the head, several times.
-            self.pager.make_hold(max(_bytes(part) for part in (*self.blocks, _head(model, self.blocks))))
         self._call = BlockCaller(architecture, self.blocks)
         self._rows_at_once: int | None = None
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -183,10 +180,29 @@ class DecoderStream:
         streams: list[torch.Tensor | None] = [None] * len(runs)
         beside = [Beside() for _ in runs]
         for layer in range(min((run.start for run in runs), default=0) // per_block, len(self.blocks)):
+            if self.pager is not None:
+                self.pager.expect(*(self._parts(runs, stops, ahead) for ahead in (layer, layer + 1)))
             for index, (run, stop) in enumerate(zip(runs, stops, strict=True)):
                 if run.start < (layer + 1) * per_block and layer * per_block < stop:
                     streams[index] = self._run_layer(run, stop, layer, _entering(run, streams[index]), beside[index])
         return [_entering(run, stream) for run, stream in zip(runs, streams, strict=True)]
+
+    def _parts(self, runs: Sequence[Pass], stops: Sequence[int], layer: int) -> list[nn.Module]:
+        """The parts of a block that any of some passes will run."""
+        per_block = len(self.architecture.branches)
+        places = range(layer * per_block, min((layer + 1) * per_block, len(self.units)))
+        kept = {
+            self.units[place].kind
+            for place in places
+            for run, stop in zip(runs, stops, strict=True)
+            if run.start <= place < stop and self.units[place] not in run.removed
+        }
+        if not kept:
+            return []
+        block = self.blocks[layer]
+        branches = self.architecture.branches.items()
+        left_out = {name for kind, branch in branches if kind not in kept for name in branch.of(block).modules}
+        return [part for name, part in block.named_children() if name not in left_out]
 
     def _run_layer(self, run: Pass, stop: int, layer: int, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
         """Runs the part of a pass that lies in one block."""
@@ -317,7 +333,11 @@ class DecoderStream:
                 )[0]
             yield slice(0, length), outputs_of(self.model, self.head, self.pooling, hidden, batch.token_mask)
             return
-        step = max(1, LOGIT_BYTES // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
+        most = LOGIT_BYTES
+        if self.pager is not None and self.pager.device.type != "cpu":
+            # All of a small accelerator may be less.
+            most = min(most, self.pager.activations)
+        step = max(1, most // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
         for begin in range(0, length, step):
             positions = slice(begin, min(begin + step, length))
             # Hooks of a model on several devices would bring indices where the model begins, and slices lie nowhere.
@@ -331,14 +351,6 @@ class DecoderStream:
                     **(selection if self._can_select_logits else {}),
                 )
             yield positions, output.logits
-
-
-def _head(model: PreTrainedModel, blocks: nn.ModuleList) -> list[nn.Parameter]:
-    """Parameters of the final norm and the output head."""
-    read_by_token, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    before = set() if head is not None and head.weight is read_by_token else {id(read_by_token)}
-    before |= {id(parameter) for block in blocks for parameter in block.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in before]
 
 
 def _entering(run: Pass, stream: torch.Tensor | None) -> torch.Tensor:
@@ -358,7 +370,3 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**30)
-
-
-def _bytes(part: nn.Module | list[nn.Parameter]) -> int:
-    return sum(parameter.nbytes for parameter in (part.parameters() if isinstance(part, nn.Module) else part))

@@ -154,7 +154,7 @@ def _default_run(recipe: Recipe, source: ModelSource) -> DefaultRun:
         return DefaultRun(refusal=str(error))
     work = measure_work(empty_model(source.config, source.dtype), source.architecture)
     device = chosen_device(recipe.device)
-    expected = estimate_source(recipe, source, problem, work, on_accelerator=device.partition(":")[0] != "cpu")
+    expected = estimate_source(recipe, source, problem, work)
     here = measure_here(source.dtype, work.hidden_size, work.widest, device=device)
     held = expected.weight_bytes if expected.held_bytes is None else expected.held_bytes
     return DefaultRun(

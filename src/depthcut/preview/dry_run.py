@@ -11,11 +11,12 @@ from depthcut.model.load import ModelSource
 from depthcut.model.units import empty_model
 from depthcut.preview.device_profiles import HERE, DeviceProfile, check_profile, find_profile
 from depthcut.preview.estimate import RunEstimate, estimate
-from depthcut.process.memory import KEPT_BY_DEFAULT, Room, resident_bytes, share_out
+from depthcut.process.memory import resident_bytes
 from depthcut.run.decoding import memories
 from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, make_plan
 from depthcut.run.recipe import Recipe
+from depthcut.run.room import find_room
 from depthcut.run.session import find_model, load, pose_problem, prepare, settle_storage
 from depthcut.run.texts import settle_texts
 from depthcut.types import Cost, InputError, Plan, Unit
@@ -75,7 +76,9 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
         if search.needs == "scores" and not measured:
             plan = find_plan(load(prepared), problem, None)[1]
     removed = plan.removed if plan else None
-    expected = estimate_source(recipe, source, problem, work, removed, on_accelerator=device.on_accelerator)
+    expected = estimate_source(
+        recipe, source, problem, work, removed, device_bytes=device.memory_bytes if device.on_accelerator else None
+    )
     decoding = {}
     for context, memory in memories(source, problem.sizes).items():
         decoding[context] = (memory.without(()), None if removed is None else memory.without(removed))
@@ -89,15 +92,15 @@ def estimate_source(
     work: ModelWork,
     removed: Collection[Unit] | None = None,
     *,
-    on_accelerator: bool,
+    device_bytes: float | None = None,
 ) -> RunEstimate:
     """The estimate of a run on a model that was found, with the room that it has.
 
     Args:
         removed: what will be removed, where that is known.
-        on_accelerator: whether the run has the memory of another device than the CPU.
+        device_bytes: of an accelerator other than the recipe's.
     """
-    room = Room(KEPT_BY_DEFAULT, None) if on_accelerator else share_out(recipe.memory_bytes, source.weight_bytes)
+    room = find_room(recipe, source.weight_bytes, device_bytes)
     return estimate(
         recipe,
         problem,

@@ -60,7 +60,7 @@ def recipe_within(given: Mapping[str, Any], minutes: float, output: Path) -> tup
         settled, of_recipe = settle_storage(recipe, source)
         settled = settle_texts(settled, of_recipe)
         problem = pose_problem(settled, of_recipe)
-        expected = estimate_source(settled, of_recipe, problem, work, on_accelerator=device.partition(":")[0] != "cpu")
+        expected = estimate_source(settled, of_recipe, problem, work)
         seconds = sum(expected.seconds(phase, here) for phase in expected.phases)
         if best is not None and seconds > 60 * minutes:
             break

@@ -42,7 +42,7 @@ def outlook(recipe: Recipe, source: ModelSource, problem: Problem) -> Outlook | 
     """
     work = measure_work(empty_model(source.config, source.dtype), source.architecture)
     device = chosen_device(recipe.device)
-    expected = estimate_source(recipe, source, problem, work, on_accelerator=device.partition(":")[0] != "cpu")
+    expected = estimate_source(recipe, source, problem, work)
     if expected.flops < SHORT_FLOPS:
         return None
     here = measure_here(source.dtype, work.hidden_size, work.widest, device=device)

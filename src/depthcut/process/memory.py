@@ -28,11 +28,13 @@ class Room:
         kept: for streams and dense probabilities.
         weights: for weights, None where all may stay in memory.
         solving: for what a repair solves at a time, None where that has no bound.
+        abreast: for streams that are run side by side, so that weights come in once for all of them.
     """
 
     kept: int
     weights: int | None
     solving: int | None = None
+    abreast: int = 0
 
 
 def room_for_weights(budget: int | None) -> float:
@@ -54,7 +56,8 @@ def share_out(budget: int | None, weight_bytes: int) -> Room:
         free = _free_bytes()
         if weight_bytes <= FILLED * free:
             return Room(KEPT_BY_DEFAULT, None)
-        return Room(min(KEPT_BY_DEFAULT, free // 4), free // 4, free // 2)
+        kept = min(KEPT_BY_DEFAULT, free // 4)
+        return Room(kept, free // 4, free // 2, kept // 2)
     usable = budget - resident_bytes()
     if usable < LEAST:
         least = -(-(resident_bytes() + LEAST) // 2**20)
@@ -66,7 +69,22 @@ def share_out(budget: int | None, weight_bytes: int) -> Room:
         return Room((usable - weight_bytes) // 2, None, (usable - weight_bytes) // 2)
     # What is neither kept nor held is for what a layer and the vocabulary projection compute with. A repair solves a
     # map while nothing else is computed.
-    return Room(usable // 4, usable // 4, usable // 2)
+    return Room(usable // 4, usable // 4, usable // 2, usable // 8)
+
+
+def share_out_device(room: float, weight_bytes: int, solving: int | None) -> Room:
+    """How much of an accelerator's memory a run may use.
+
+    Args:
+        room: bytes, a budget or what is free.
+        weight_bytes: of all weights in the precision that they are loaded in.
+        solving: bytes of the host for what a repair solves at a time, None where that has no bound.
+    """
+    if weight_bytes <= FILLED * room:
+        return Room(int(min(KEPT_BY_DEFAULT, (room - weight_bytes) / 2)), None, solving)
+    # An eighth is for what a layer and the vocabulary projection compute with.
+    kept, eighth = min(KEPT_BY_DEFAULT, int(room / 4)), int(room / 8)
+    return Room(kept, int(room) - kept - 2 * eighth, solving, eighth)
 
 
 def resident_bytes() -> int:

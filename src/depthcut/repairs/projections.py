@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthcut.model.branches import Branch
 from depthcut.model.device import widest_type
-from depthcut.model.paging import like
+from depthcut.model.paging import computing_device, like
 from depthcut.model.watch import Call, watch
 
 
@@ -25,7 +25,7 @@ def normed(block: nn.Module, branch: Branch, stream: torch.Tensor) -> torch.Tens
 
 def gain_after(block: nn.Module, branch: Branch, width: int) -> torch.Tensor:
     """(hidden,) what the norms after a branch multiply each channel with; ones where there are none."""
-    gain = torch.ones(1, 1, width, device=next(block.parameters()).device, dtype=next(block.parameters()).dtype)
+    gain = torch.ones(1, 1, width, device=computing_device(block), dtype=next(block.parameters()).dtype)
     for name in branch.norms_after:
         gain = getattr(block, name)(gain)
     return gain[0, 0]

@@ -20,7 +20,6 @@ from depthcut.model.in_memory import source_of
 from depthcut.model.proof import prove
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import UnitNames, choose_units
-from depthcut.process.memory import share_out
 from depthcut.repairs import check_repairs
 from depthcut.results import Measurement, Repair
 from depthcut.run.by_hand import plan_of_units
@@ -28,6 +27,7 @@ from depthcut.run.heads import settle_objective
 from depthcut.run.plan import find_plan, recipe_of_scores, score_units
 from depthcut.run.recipe import Recipe
 from depthcut.run.repair import repair as repair_stage
+from depthcut.run.room import find_room
 from depthcut.run.session import PROBE_TOKENS, Session, pose_problem
 from depthcut.run.texts import Use
 from depthcut.surgery import apply
@@ -175,7 +175,7 @@ def _session(model: PreTrainedModel, ids: Mapping[Use, Tensor], **options: Any) 
     texts = {use: _samples(model, of_use) for use, of_use in ids.items()}
     for text in texts.values():
         prove(stream, text.input_ids[:1, :PROBE_TOKENS])
-    return Session(recipe, source, texts, stream, share_out(recipe.memory_bytes, 0))
+    return Session(recipe, source, texts, stream, find_room(recipe, 0))
 
 
 def _samples(model: PreTrainedModel, ids: Tensor) -> Samples:

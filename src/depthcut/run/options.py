@@ -165,6 +165,9 @@ class Options(Record):
     memory_budget: str | None = option(
         RUN, None, "Memory limit of the whole run: 8GiB; weights that do not fit are read from their files when needed."
     )
+    device_memory: str | None = option(
+        RUN, None, "Memory limit on the accelerator: 20GiB, by default what is free; other weights come in as they run."
+    )
     speed: bool = option(EVALUATION, True, "Time both models.")
     seed: int = option(RUN, 0, "Seed of everything random.", ge=0, lt=1 << 32)
 

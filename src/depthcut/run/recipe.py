@@ -159,6 +159,15 @@ class Recipe(Options):
         """
         return None if self.memory_budget is None else parse_bytes(self.memory_budget, "memory budget")
 
+    @property
+    def device_bytes(self) -> int | None:
+        """The bytes that may be taken of an accelerator's memory, None where there is no limit but its own.
+
+        Raises:
+            InputError: it is no amount.
+        """
+        return None if self.device_memory is None else parse_bytes(self.device_memory, "device memory")
+
     def load_questions(self) -> Questions:
         """What both models are asked beside texts, the tasks' prompts built.
 

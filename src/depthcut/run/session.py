@@ -24,10 +24,11 @@ from depthcut.model.proof import prove
 from depthcut.model.stored import block_index
 from depthcut.model.stream import DecoderStream
 from depthcut.model.units import ModelSizes, choose_units, sizes_from_config
-from depthcut.process.memory import Room, room_for_weights, share_out
+from depthcut.process.memory import Room, room_for_weights
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.repairs import check_repairs
 from depthcut.run.recipe import Recipe
+from depthcut.run.room import find_room
 from depthcut.run.texts import USES, Use, read_texts, require_context, settle_texts, write_texts
 from depthcut.surgery import can_be_removed, check_removal
 from depthcut.types import InputError, Unit
@@ -269,7 +270,7 @@ def load(prepared: Prepared, ranks: Ranks = ALONE, folder: Path | None = None) -
     """
     recipe = prepared.recipe.model_copy(update={"device": ranks.device(prepared.recipe.device)})
     room = _share_out_memory(recipe, prepared)
-    pager = None if room.weights is None else Pager(room.weights, activations=room.kept // 2)
+    pager = None if room.weights is None else Pager(room.weights, room.abreast, recipe.device)
     source = prepared.source
     stream = DecoderStream(source.load_model(recipe.device, pager), source.architecture)
     if pager is not None:
@@ -296,20 +297,24 @@ def _known_text(texts: Mapping[Use, Samples]) -> Samples | None:
 
 
 def _share_out_memory(recipe: Recipe, prepared: Prepared) -> Room:
-    """What this run may take of memory. On a GPU the weights lie there, whatever their size."""
-    weights = prepared.source.weight_bytes if chosen_device(recipe.device) == "cpu" else 0
-    room = share_out(recipe.memory_bytes, weights)
+    """What this run may take of memory."""
+    weights = prepared.source.weight_bytes
+    room = find_room(recipe, weights)
+    if room.weights is None:
+        return room
+    limit = "memory budget" if chosen_device(recipe.device) == "cpu" else "device memory"
+    option, problem = (
+        limit.replace(" ", "-"),
+        f"the weights take {weights / 1e9:.1f} GB and do not fit into the {limit}",
+    )
     trained = [name for name, method in recipe.repairs if method.num_sequences]
-    if room.weights is not None and "repair" in prepared.uses and trained:
-        raise InputError(
-            f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {trained[0]} "
-            "cannot train them; give a larger --memory-budget, or --repair refit"
-        )
+    if "repair" in prepared.uses and trained:
+        raise InputError(f"{problem}, so {trained[0]} cannot train them; give a larger --{option}, or --repair refit")
     by_gradients = [name for name in recipe.metrics if METRICS.parse(name)[1].reads == "gradients"]
-    if room.weights is not None and "calibration" in prepared.uses and by_gradients:
+    if "calibration" in prepared.uses and by_gradients:
         raise InputError(
-            f"the weights take {weights / 1e9:.1f} GB and do not fit into the memory budget, so {by_gradients[0]} has "
-            "no gradients; give a larger --memory-budget, or a metric of the stream, such as cosine"
+            f"{problem}, so {by_gradients[0]} has no gradients; give a larger --{option}, or a metric of the stream, "
+            "such as cosine"
         )
     return room
 

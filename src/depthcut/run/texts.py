@@ -20,16 +20,15 @@ from depthcut.calibration import (
     sample_text,
 )
 from depthcut.calibration.self_samples import BATCH_SIZE
-from depthcut.model.device import chosen_device
 from depthcut.model.heads import head_of
 from depthcut.model.load import ModelSource
 from depthcut.model.units import ModelSizes, sizes_from_config
 from depthcut.process.journal import Journal
-from depthcut.process.memory import share_out
 from depthcut.process.progress import progress
 from depthcut.process.ranks import ALONE, Ranks, Shard
 from depthcut.run.options import AUTO
 from depthcut.run.recipe import Recipe
+from depthcut.run.room import find_room
 from depthcut.types import InputError
 
 Use = Literal["calibration", "repair", "evaluation"]
@@ -54,11 +53,10 @@ def settle_texts(recipe: Recipe, source: ModelSource, *, scores_alone: bool = Fa
     """
     if AUTO not in (recipe.calibration, recipe.repair_source):
         return recipe
-    weights = source.weight_bytes if chosen_device(recipe.device) == "cpu" else 0
     one_pass = scores_alone or (not recipe.repairs and recipe.build_search().needs != "objective")
     writes = head_of(source.config) == "tokens"
     # Every token would bring in all weights anew.
-    paged = share_out(recipe.memory_bytes, weights).weights is not None
+    paged = find_room(recipe, source.weight_bytes).weights is not None
     chosen = READ if one_pass or paged or not writes else OWN
     if paged and writes and not one_pass:
         print(

@@ -59,9 +59,10 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void setDevice(c10::Device d) const override { if (d.has_index()) current = d.index(); }
   void uncheckedSetDevice(c10::Device d) const noexcept override { if (d.has_index()) current = d.index(); }
   // All is done when it is asked for, so streams and events have nothing to wait for; a stream has a number of its own.
-  c10::Stream getStream(c10::Device d) const override { auto i = d.has_index() ? d.index() : current; return c10::Stream(c10::Stream::UNSAFE, {static_type, i}, streams[i]); }
-  c10::Stream getDefaultStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream getNewStream(c10::Device d, int) const override { return c10::Stream(c10::Stream::UNSAFE, d, ++made); }
+  static c10::Device place(c10::Device d) { return d.has_index() ? d : c10::Device(static_type, current); }
+  c10::Stream getStream(c10::Device d) const override { return c10::Stream(c10::Stream::UNSAFE, place(d), streams[place(d).index()]); }
+  c10::Stream getDefaultStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, place(d)); }
+  c10::Stream getNewStream(c10::Device d, int) const override { return c10::Stream(c10::Stream::UNSAFE, place(d), ++made); }
   c10::Stream exchangeStream(c10::Stream s) const override { auto before = getStream(s.device()); streams[s.device_index()] = s.id(); return before; }
   void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override { *event = this_event(); }
   void block(void*, const c10::Stream&) const override {}
@@ -163,6 +164,8 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& w, const std::opti
 at::Tensor histc(const at::Tensor& self, int64_t bins, const at::Scalar& least, const at::Scalar& most) {
   return onto(self, as_cpu(self).to(at::kFloat).histc(bins, least, most)).to(self.scalar_type());
 }
+// Memory is free once no tensor has it: all streams have done what was asked of them.
+void record_stream(at::Tensor&, c10::Stream) {}
 int64_t fused_sdp_choice(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double, bool, std::optional<double>, bool) { return 0; }
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) { at::native::cpu_fallback(op, stack); }
 }  // namespace
@@ -185,6 +188,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &no_convolution_backward);
   m.impl("histc", &histc);
+  m.impl("record_stream", &record_stream);
   m.impl("_fused_sdp_choice", &fused_sdp_choice);
 }
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

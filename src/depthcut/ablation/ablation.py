@@ -32,8 +32,8 @@ from depthcut.process.journal import Journal
 from depthcut.process.ranks import ALONE, Ranks
 from depthcut.types import InputError, Unit
 
-STREAMS_ABREAST = 4
-"""Memory of one set that runs beside others, in multiples of its hidden states: these and a block's temporaries."""
+STREAMS_ABREAST = 2
+"""Memory of one set that runs beside others, in multiples of its hidden states: those entering a block and leaving it."""
 
 
 class Ablation:
@@ -263,6 +263,8 @@ class Ablation:
     def _find_abreast(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         """Evaluates sets on batches side by side, block by block, as many at a time as fit into memory."""
         keys = [key for key in keys if self._ledger.own_line(key) is None]
+        # Those that begin late need none of the first blocks.
+        keys.sort(key=lambda key: self._cache.start(key[0]))
         found = {}
         item_bytes = STREAMS_ABREAST * max((kept.batch.embedded.nbytes for kept in self._compared.values()), default=0)
         for together in self.stream.together(len(keys), item_bytes):

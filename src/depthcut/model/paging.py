@@ -155,8 +155,8 @@ class Pager:
         needed = settled + windows * largest
         if self.device.type != "cpu" and needed > self.capacity:
             raise InputError(
-                f"{needed / 1e9:.2f} GB of weights have to be on {self.device} at a time (what is no block, and two "
-                f"blocks), and {self.capacity / 1e9:.2f} GB are theirs; give a larger --device-memory, or --device cpu"
+                f"{needed / 1e9:.3g} GB of weights have to be on {self.device} at a time (what is no block, and two "
+                f"blocks), and {self.capacity / 1e9:.3g} GB are theirs; give a larger --device-memory, or --device cpu"
             )
         self.capacity = max(self.capacity, needed)
         left, self._room = self.capacity - needed, windows * largest
@@ -241,8 +241,7 @@ class Pager:
         if known is not None and known.source() is parameter:
             return known
         stays = parameter in self._staying
-        if not stays:
-            self._make_room(parameter.nbytes)
+        self._make_room(0 if stays else parameter.nbytes)
         copied = self._allocate(parameter)
         coming = None
         if self._transfer is None:
@@ -250,8 +249,7 @@ class Pager:
                 there.copy_(part)
         else:
             coming = self._transfer.begin(copied, self.parts(parameter))
-        reference = weakref.ref(parameter, lambda _: self._copies.pop(key, None))
-        found = _Copy(reference, nn.Parameter(copied, requires_grad=False), coming, stays)
+        found = _Copy(weakref.ref(parameter), nn.Parameter(copied, requires_grad=False), coming, stays)
         self._copies[key] = found
         self.bytes_read += copied.nbytes
         return found
@@ -269,6 +267,8 @@ class Pager:
         return torch.empty_like(mapped, device=self.device)
 
     def _make_room(self, num_bytes: int) -> None:
+        for key in [key for key, known in self._copies.items() if known.source() is None]:
+            del self._copies[key]
         coming_and_going = [(key, known.copy.nbytes) for key, known in self._copies.items() if not known.stays]
         held = sum(of_copy for _, of_copy in coming_and_going)
         for key, of_copy in coming_and_going:

@@ -95,7 +95,7 @@ def solve_experts(
     *,
     tokens_per_input: float,
     widest: bool,
-    precise: bool,
+    sums: Callable[[int, int], Moments],
 ) -> SolvedExperts:
     """Solves the down projections of all experts that enough tokens reach.
 
@@ -103,6 +103,7 @@ def solve_experts(
         batches: of all the text; what is missing of the stream is what is left when this returns.
         tokens_per_input: tokens that have to reach an expert, for each input of its down projection.
         widest: whether a projection may change in any way; else only by a map of what it gave.
+        sums: makes moments for so many inputs and targets.
     """
     down = Weight(experts, "down_proj").matrix
     counts = sum(
@@ -120,7 +121,7 @@ def solve_experts(
         if counts[expert] >= max(1, tokens_per_input * down.shape[2])
     ]
     for expert in enough:
-        moments = Moments(down.shape[2] if widest else down.shape[1], down.shape[1], precise=precise)
+        moments = sums(down.shape[2] if widest else down.shape[1], down.shape[1])
         for batch, tokens, features in _reaching(experts, expert, batches, widest):
             for part in (FITTED, HELD_OUT):
                 chosen = batch.held_out[tokens] == (part == HELD_OUT)

@@ -122,13 +122,10 @@ class FrontToBack:
             begin -= begin % len(self.dense.architecture.branches)
         batches = list(self._batches(self.dense))
         self._dense_streams[begin] = self._rooms.take()
-        for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
-            part = [batches[place] for place in together]
-            entering = self.dense.run_together([Pass(batch, stop=begin) for _, batch in part])
-            for (rows, batch), stream in zip(part, entering, strict=True):
-                self._dense_streams[begin][rows] = stream
-                # What was removed before the first kept sublayer was there in the dense model.
-                self._pruned_streams[rows] = batch.embedded if first.after_removal else stream
+        for rows, batch, stream in self._dense_run(batches, 0, begin):
+            self._dense_streams[begin][rows] = stream
+            # What was removed before the first kept sublayer was there in the dense model.
+            self._pruned_streams[rows] = batch.embedded if first.after_removal else stream
         num_left = len(concerned)
         try:
             for group, cut in concerned:
@@ -175,11 +172,31 @@ class FrontToBack:
         if position not in self._dense_streams:
             begin = max(start for start in self._dense_streams if start < position)
             reached = self._rooms.take()
-            for rows, batch in self._batches(self.dense):
-                entering = self._dense_streams[begin][rows].to(batch.embedded.device)
-                reached[rows] = self.dense.run(batch, start=begin, stop=position, stream=entering)
+            for rows, _, stream in self._dense_run(list(self._batches(self.dense)), begin, position):
+                reached[rows] = stream
             self._dense_streams[position] = reached
         return self._dense_streams[position]
+
+    def _dense_run(
+        self, batches: Sequence[tuple[slice, Batch]], begin: int, position: int
+    ) -> Iterator[tuple[slice, Batch, torch.Tensor]]:
+        """The dense stream of every batch at a position, run from another one on, as many together as there is room."""
+        for together in self.dense.together(len(batches), 4 * batches[0][1].embedded.nbytes):
+            part = [batches[place] for place in together]
+            kept = self._dense_streams[begin] if begin else None
+            entering = [None if kept is None else kept[rows].to(batch.embedded.device) for rows, batch in part]
+            passes = [
+                Pass(batch, start=begin, stop=position, stream=stream)
+                for (_, batch), stream in zip(part, entering, strict=True)
+            ]
+            for (rows, batch), stream in zip(part, self.dense.run_together(passes), strict=True):
+                yield rows, batch, stream
+
+    def _sums(self, num_inputs: int, num_targets: int) -> Moments:
+        """Moments, on an accelerator that has to hold paged weights as well only where they take little of it."""
+        pager = self.dense.pager
+        room = None if pager is None or pager.device.type == "cpu" else pager.activations
+        return Moments(num_inputs, num_targets, precise=self._precise, room=room)
 
     def _add(
         self,
@@ -195,8 +212,9 @@ class FrontToBack:
 
     def _solve(self, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
         """`Moments.solve`, after all paged weights have been dropped from memory to make room."""
-        if self.dense.pager is not None:
-            self.dense.pager.let_all_go()
+        pager = self.dense.pager
+        if pager is not None and pager.device.type == "cpu":
+            pager.let_all_go()
         return moments.solve(self.ridges)
 
     def fit_reads(self, group: Group) -> WeightChange:
@@ -209,7 +227,7 @@ class FrontToBack:
             if not branch.projection and not has_experts(block, branch):
                 continue
             width = self._pruned_streams.shape[-1]
-            moments = Moments(width, width, precise=self._precise)
+            moments = self._sums(width, width)
             for rows, batch in self._batches(self.pruned):
                 device = batch.embedded.device
                 read, meant = (
@@ -260,7 +278,7 @@ class FrontToBack:
         elif self._left is None:
             self._left = self._rooms.take()
         rooms = [self._rooms.take() for _ in range(2 * any(map(is_experts, modules)))]
-        writers = Writers(modules, gain, rooms, widest=widest, precise=self._precise)
+        writers = Writers(modules, gain, rooms, widest=widest, sums=self._sums)
         for rows, batch in self._batches(self.pruned):
             calls, added, after = self._watched(group, writers, rows, batch)
             if cut is not None:

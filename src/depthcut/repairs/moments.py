@@ -50,10 +50,11 @@ class Moments:
         precise: take products in float64, and choose ridges in it, where the inputs are exact enough for it and the
             ridges so small that they need it; else in float32. Sums over calls and the map are float64 always, or as
             near to it as the device comes (`solving.py`).
+        room: bytes that an accelerator has for the sums and for solving them; as many as it gives where left out.
     """
 
-    def __init__(self, num_inputs: int, num_targets: int, *, precise: bool = True) -> None:
-        self._shape, self._precise = (num_inputs, num_targets), precise
+    def __init__(self, num_inputs: int, num_targets: int, *, precise: bool = True, room: int | None = None) -> None:
+        self._shape, self._precise, self._room = (num_inputs, num_targets), precise, room
         self._device: torch.device | None = None
 
     def _begin(self, device: torch.device) -> None:
@@ -62,6 +63,8 @@ class Moments:
         self._device, self._product_dtype = device, torch.float64 if quick else torch.float32
         self._block = BLOCK.get(device.type, BLOCK_ELSEWHERE)
         try:
+            if device != CPU and self._room is not None and self.bytes(*self._shape) > self._room:
+                raise torch.OutOfMemoryError
             self._make(device)
         except RuntimeError as error:
             if device == CPU or not is_out_of_memory(error):

@@ -77,6 +77,7 @@ class Writers:
         gain: (hidden,) from `gain_after`.
         rooms: two of (sequences, length, hidden), where there are experts.
         widest: whether a map may change in any way; else only by a map of what it gave.
+        sums: makes moments for so many inputs and targets.
 
     Attributes:
         modules: linear maps first.
@@ -90,14 +91,14 @@ class Writers:
         rooms: Sequence[torch.Tensor],
         *,
         widest: bool,
-        precise: bool,
+        sums: Callable[[int, int], Moments],
     ) -> None:
         self.modules = sorted(modules, key=is_experts)
         self.solved: SolvedExperts | None = None
         self._maps = [Weight(module) for module in self.modules if not is_experts(module)]
-        self._gain, self._rooms, self._widest, self._precise = gain, rooms, widest, precise
+        self._gain, self._rooms, self._widest, self._sums = gain, rooms, widest, sums
         self._widths = [weight.matrix.shape[1] if widest else len(gain) for weight in self._maps]
-        self._moments = Moments(sum(self._widths), len(gain), precise=precise)
+        self._moments = sums(sum(self._widths), len(gain))
         self._routed: list[Routed] = []
         self._energy = torch.zeros(len(gain), dtype=torch.float64)
 
@@ -171,7 +172,7 @@ class Writers:
                 solve,
                 tokens_per_input=tokens_per_input,
                 widest=self._widest,
-                precise=self._precise,
+                sums=self._sums,
             )
             changes.append((writing(self.modules[-1]), self.solved.change))
             gained += self.solved.gained

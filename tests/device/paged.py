@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import depthcut
 from depthcut.ablation.ablation import Ablation
 
+
 def watch_rounds(rounds: list[dict[str, int]]) -> None:
     """Notes of each evaluation how many sets it has and what it brings in, of weights that do not stay."""
     evaluate = Ablation.evaluate
@@ -52,10 +53,13 @@ def main(device: str, folder: Path, model: str, limit: int, options: dict[str, A
         rounds.clear()
         # The stand-in has no fused attention, and the CPU's rounds otherwise.
         with sdpa_kernel(SDPBackend.MATH):
-            # Written and verified where it was paged: the CPU's fresh process has the fused kernel.
-            output = None if device == "cpu" else folder / name
+            # Verified where it was paged: the CPU's fresh process has the fused kernel.
+            output = folder / name if changes.pop("output", False) and device != "cpu" else None
             result = depthcut.prune(model, device=device, output=output, **changes)
-        save_file({key: tensor.cpu().clone() for key, tensor in result.model.state_dict().items()}, folder / f"{name}.safetensors")
+        save_file(
+            {key: tensor.cpu().clone() for key, tensor in result.model.state_dict().items()},
+            folder / f"{name}.safetensors",
+        )
         found[name] = {
             "plan": [[str(unit) for unit in step.remove] for step in result.plan.steps],
             "objectives": [step.objective for step in result.plan.steps],

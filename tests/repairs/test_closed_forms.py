@@ -226,13 +226,13 @@ def test_sublayers_gone_alone_are_repaired_too(family, repair):
 def test_no_text_is_run_through_a_dense_unit_twice(monkeypatch):
     """What a projection aims at behind a removed run is what the next sublayer is fitted to."""
     given = damage(tiny.model(), PAIR, batch_size=32)
-    spans, run = [], given.dense.run
+    spans, run = [], given.dense.run_together
 
-    def spy(batch, *args, **others):
-        spans.extend([(others["start"], others["stop"])] if "stop" in others else [])
-        return run(batch, *args, **others)
+    def spy(passes):
+        spans.extend((each.start, each.stop) for each in passes if each.stop is not None)
+        return run(passes)
 
-    monkeypatch.setattr(given.dense, "run", spy)
+    monkeypatch.setattr(given.dense, "run_together", spy)
     Refit().repair(given, cut(given))
     assert len(spans) > 2
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(spans))

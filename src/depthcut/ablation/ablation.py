@@ -33,7 +33,7 @@ from depthcut.process.ranks import ALONE, Ranks
 from depthcut.types import InputError, Unit
 
 STREAMS_ABREAST = 2
-"""Memory of one set that runs beside others, in multiples of its hidden states: those entering a block and leaving it."""
+"""Memory of one set that runs beside others, in multiples of its hidden states: before and after a block."""
 
 
 class Ablation:
@@ -144,9 +144,8 @@ class Ablation:
 
     @property
     def whole_unit_evaluations(self) -> int:
-        """Unit evaluations that one process with unlimited memory takes for the dense pass and all sets asked for.
-
-        Independent of the number of processes and of interruptions.
+        """Unit evaluations that one process with unlimited memory takes for the dense pass and all sets asked for,
+        however many processes there were and however often they were interrupted.
         """
         dense = len(self.stream.units) * len(self.samples.input_ids)
         own = dense + self._ledger.asked_cost + self._ledger.walked_cost
@@ -262,9 +261,8 @@ class Ablation:
 
     def _find_abreast(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         """Evaluates sets on batches side by side, block by block, as many at a time as fit into memory."""
-        keys = [key for key in keys if self._ledger.own_line(key) is None]
         # Those that begin late need none of the first blocks.
-        keys.sort(key=lambda key: self._cache.start(key[0]))
+        keys = sorted((k for k in keys if self._ledger.own_line(k) is None), key=lambda k: self._cache.start(k[0]))
         found = {}
         item_bytes = STREAMS_ABREAST * max((kept.batch.embedded.nbytes for kept in self._compared.values()), default=0)
         for together in self.stream.together(len(keys), item_bytes):

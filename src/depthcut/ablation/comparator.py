@@ -9,7 +9,10 @@ import torch
 
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE, Objective, Reference
 from depthcut.model.device import widest_type
+from depthcut.model.shortage import give_up, offer, say_once
 from depthcut.model.stream import Batch, DecoderStream
+from depthcut.process.faults import is_out_of_memory
+from depthcut.types import ResourceError
 
 
 def predicting(tokens: torch.Tensor) -> torch.Tensor:
@@ -22,17 +25,20 @@ def following(input_ids: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(input_ids[:, 1:], (0, 1))
 
 
-def walk(stream: DecoderStream, batch: Batch, final: torch.Tensor) -> Iterator[tuple[tuple[int, slice], torch.Tensor]]:
+def walk(
+    stream: DecoderStream, batch: Batch, final: torch.Tensor, piece_bytes: int | None = None
+) -> Iterator[tuple[tuple[int, slice], torch.Tensor]]:
     """The logits of a batch, a few positions of one sequence at a time, so that temporaries stay in a CPU's cache.
 
     Args:
         final: (sequences, length, hidden) hidden states before the final norm.
+        piece_bytes: as for `DecoderStream.logits`.
 
     Yields:
         The sequence and its positions, and float32 logits (positions, vocabulary). How positions are grouped depends
-        only on the shape of the batch.
+        only on the shape of the batch and on the bytes of a piece.
     """
-    for positions, logits in stream.logits(batch, final):
+    for positions, logits in stream.logits(batch, final, piece_bytes):
         for row in range(len(logits)):
             for begin in range(positions.start, positions.stop, POSITIONS_AT_ONCE):
                 part = slice(begin, min(begin + POSITIONS_AT_ONCE, positions.stop))
@@ -61,6 +67,8 @@ class ComparedBatch:
         self.targets = following(batch.input_ids)
         self.keeps_references = keeps_references
         self._references: list[Reference] = []
+        self._piece_bytes: int | None = None
+        offer(self)
 
     @property
     def kept_bytes(self) -> int:
@@ -89,11 +97,47 @@ class ComparedBatch:
 
     def values(
         self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    ) -> list[tuple[int, torch.Tensor]]:
         """The objective at the positions that count, as for `compare`: a sequence, and (positions,) of it where the
         logits are, float64 where there is any.
+
+        Where memory runs out, half as many positions are projected at once, down to one, and what is kept to save work
+        is given up.
+
+        Raises:
+            ResourceError: there is no memory for one position.
         """
-        pieces = walk(stream, batch, final)
+        while True:
+            try:
+                return list(self._values(objective, dense, stream, batch, final))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_do(dense)
+
+    def _make_do(self, dense: DecoderStream) -> None:
+        """Has less be projected at a time, since memory has run out."""
+        before = dense.piece_bytes if self._piece_bytes is None else self._piece_bytes
+        one_position = 4 * dense.output_width * len(self.targets)
+        freed = self.give_up() or before > one_position
+        say_once(self, "no memory for the logits of a batch at a time: they are made in smaller pieces")
+        self._piece_bytes = max(1, before // 2)
+        if not give_up(dense.model.device) and not freed:
+            raise ResourceError(
+                f"there is no memory for the logits of one position of {len(self.targets)} sequences; free some, or "
+                "give a smaller --batch-size"
+            )
+
+    def give_up(self) -> bool:
+        """Gives up the references; returns whether there were any."""
+        had = bool(self._references)
+        self._references, self.keeps_references = [], False
+        return had
+
+    def _values(
+        self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        pieces = walk(stream, batch, final, self._piece_bytes)
         references = self._dense_references(objective, dense) if objective.needs_dense else itertools.repeat(())
         for (at, logits), reference in zip(pieces, references, strict=False):
             if bool(self.scored[at].any()):
@@ -113,7 +157,8 @@ class ComparedBatch:
         """One for each piece of `walk`, in its order."""
         if self._references:
             return self._references
-        made = (objective.reference(logits) for _, logits in walk(dense, self.batch, self.dense_final))
+        pieces = walk(dense, self.batch, self.dense_final, self._piece_bytes)
+        made = (objective.reference(logits) for _, logits in pieces)
         if not self.keeps_references:
             return made
         self._references = list(made)

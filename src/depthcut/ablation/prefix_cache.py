@@ -15,6 +15,7 @@ from depthcut.ablation.ledger import Key, Removed
 from depthcut.ablation.memory import bytes_of_next, stride_that_fits
 from depthcut.model.block_call import Visitor
 from depthcut.model.branches import Architecture
+from depthcut.model.shortage import offer
 from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.types import Unit
 
@@ -44,8 +45,10 @@ class PrefixCache:
         self._step = units_per_position(stream.architecture)
         self._kept: dict[int, dict[int, torch.Tensor]] = {index: {} for index in batches}
         self._passed: dict[Removed, dict[int, dict[int, torch.Tensor]]] = {}
+        self._in_use: set[tuple[int, int]] = set()
         self.stride = stride_that_fits(self._stream_bytes, len(stream.units), self._step, budget)
         self._most_passed = bytes_of_next(self.most_bytes, budget)
+        offer(self)
 
     @property
     def _stream_bytes(self) -> int:
@@ -120,6 +123,20 @@ class PrefixCache:
         """The last cached position, up to the given one, at which a pass can start."""
         return max((known for known in kept if known <= position and self.stream.entry(known) == known), default=0)
 
+    def give_up(self) -> bool:
+        """Gives up the sets that may be next, then every other position; returns whether anything was there."""
+        if self._passed:
+            self._passed, self._most_passed = {}, 0
+            return True
+        if self.stride >= len(self.stream.units):
+            return False
+        self.stride *= 2
+        for index, kept in self._kept.items():
+            for position in [position for position in kept if position % self.stride]:
+                if (index, position) not in self._in_use:
+                    del kept[position]
+        return True
+
     def run_abreast(self, keys: Sequence[Key], *, as_next: bool = False) -> list[torch.Tensor]:
         """Hidden states of sets on batches before the final norm, all run together block by block. The base runs
         first, and each set starts from its hidden states at the first unit that differs.
@@ -130,6 +147,7 @@ class PrefixCache:
         needed: dict[int, set[int]] = {}
         for removed, index in keys:
             needed.setdefault(index, set()).add(self.start(removed))
+        self._in_use = {(index, position) for index, positions in needed.items() for position in positions}
         runs = [run for index, positions in needed.items() for run in self._run_of_base(index, positions)]
         num_of_base = len(runs)
         for removed, index in keys:
@@ -138,6 +156,7 @@ class PrefixCache:
             entering = partial(self._at, index, start)
             runs.append(Pass(self._batches[index], removed, start, stream=entering, visit=visit))
         finals = self.stream.run_together(runs)[num_of_base:]
+        self._in_use = set()
         for index in needed:
             kept = self._kept[index]
             for position in [position for position in kept if position % self.stride]:

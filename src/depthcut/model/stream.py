@@ -16,6 +16,7 @@ import inspect
 import platform
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthcut.model.block_call import Beside, BlockCaller, Visitor, blocks_replaced
+from depthcut.model.block_run import BlockRunner
 from depthcut.model.branches import Architecture
 from depthcut.model.bypass import bypass
-from depthcut.model.device import free_cached_memory
 from depthcut.model.heads import head_of_model, output_width, outputs_of, pooling_of
 from depthcut.model.paging import pager_of
 from depthcut.model.placement import is_spread
-from depthcut.process.faults import is_out_of_memory
-from depthcut.types import ResourceError, Unit
+from depthcut.types import Unit
 
 LOGIT_BYTES = 128 * 2**20
 """Most bytes that one piece of float32 logits may take."""
@@ -108,7 +108,7 @@ class DecoderStream:
         if self.pager is None:
             _keep_freed_memory()
         self._call = BlockCaller(architecture, self.blocks)
-        self._rows_at_once: int | None = None
+        self._runner = BlockRunner(self._call, self.prepare, model.device)
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prepare(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Batch:
@@ -217,7 +217,7 @@ class DecoderStream:
             return hidden
         self.unit_evaluations += kept * len(hidden)
         with bypass(self.model, self.architecture, absent):
-            return self._run_block(run.batch, layer, hidden, units[len(passed) :], run.visit, beside)
+            return self._runner(run.batch, layer, hidden, units[len(passed) :], run.visit, beside)
 
     def block(self, layer: int, stream: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         """One block by itself.
@@ -227,6 +227,16 @@ class DecoderStream:
             given: what the model gives it beside the stream, of `Batch.calls`.
         """
         return self._call(layer, stream, given, Beside())
+
+    @property
+    def piece_bytes(self) -> int:
+        """Most bytes that one piece of float32 logits takes."""
+        on_cpu = self.pager is None or self.pager.device.type == "cpu"
+        return LOGIT_BYTES if on_cpu else min(LOGIT_BYTES, self.pager.activations)
+
+    def undivided(self) -> AbstractContextManager[None]:
+        """While open, batches are run whole, for whoever watches modules: memory that runs out is an error."""
+        return self._runner.undivided()
 
     def stream_bytes(self, input_ids: torch.Tensor) -> int:
         """What the stream of a batch takes.
@@ -249,81 +259,18 @@ class DecoderStream:
         for begin in range(0, num_items, step):
             yield range(begin, min(begin + step, num_items))
 
-    def _run_block(
-        self,
-        batch: Batch,
-        layer: int,
-        hidden: torch.Tensor,
-        units: tuple[Unit, ...],
-        visit: Visitor | None,
-        beside: Beside,
-    ) -> torch.Tensor:
-        """Runs a block on a whole batch, or on parts of it after memory has run out with that many sequences.
-
-        Each part is what it is when run by itself: it may differ from the whole in the last bits.
-
-        Raises:
-            ResourceError: memory does not suffice for one sequence.
-        """
-        if self._rows_at_once is None or len(hidden) <= self._rows_at_once:
-            seen: list[tuple[Unit | int, torch.Tensor, torch.Tensor]] = []
-            keep = None if visit is None else lambda *around: seen.append(around)
-            try:
-                output = self._call.around(layer, hidden, batch.calls[layer], beside, units, keep)
-            except (RuntimeError, MemoryError) as error:
-                # What blocks hand on beside the stream is that of the whole batch.
-                if not is_out_of_memory(error) or self.architecture.last_entry is not None:
-                    raise
-                self._run_fewer_at_once(batch.input_ids.shape, error)
-            else:
-                for around in seen:
-                    assert visit is not None
-                    visit(*around)
-                return output
-        # Only here is the failed attempt's memory free again: the exception held it.
-        free_cached_memory(self.model.device)
-        return self._run_block_in_parts(batch, layer, hidden, units, visit)
-
-    def _run_fewer_at_once(self, shape: torch.Size, error: Exception) -> None:
-        num_sequences, length = shape
-        if num_sequences == 1:
-            raise ResourceError(
-                f"there is no memory for one sequence of {length} tokens; free some, give shorter ones, load the model "
-                "with --dtype bfloat16, or give a smaller --memory-budget"
-            ) from error
-        if self._rows_at_once is None:
-            print(f"no memory for {num_sequences} sequences at a time: they are run in parts", file=sys.stderr)
-        self._rows_at_once = num_sequences // 2
-
-    def _run_block_in_parts(
-        self, batch: Batch, layer: int, hidden: torch.Tensor, units: tuple[Unit, ...], visit: Visitor | None
-    ) -> torch.Tensor:
-        step = self._rows_at_once
-        assert step is not None
-        outputs: list[torch.Tensor] = []
-        seen: dict[Unit | int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for begin in range(0, len(hidden), step):
-            rows = slice(begin, begin + step)
-            mask = None if batch.attention_mask is None else batch.attention_mask[rows]
-            part = self.prepare(batch.input_ids[rows], mask)
-            keep = None if visit is None else lambda unit, *around: seen.setdefault(unit, []).append(around)
-            outputs.append(self._run_block(part, layer, hidden[rows], units, keep, Beside()))
-        for unit, around in seen.items():
-            assert visit is not None
-            before, after = (torch.cat(streams) for streams in zip(*around, strict=True))
-            visit(unit, before, after)
-        return torch.cat(outputs)
-
-    def logits(self, batch: Batch, stream: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    def logits(
+        self, batch: Batch, stream: torch.Tensor, piece_bytes: int | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Final norm and vocabulary projection, a piece of the positions at a time; of other models what their head
         gives of the text that ends at each position, in one piece.
 
         Args:
             stream: (sequences, length, hidden) before the final norm.
+            piece_bytes: that float32 logits may take, where the family can project part of the positions.
 
         Yields:
-            The positions, and the model's logits there: (sequences, positions, vocabulary), in the model's dtype. A
-            piece stays under `LOGIT_BYTES` where the family can project part of the positions.
+            The positions, and the model's logits there: (sequences, positions, vocabulary), in the model's dtype.
         """
         num_sequences, length = batch.input_ids.shape
         if self.head != "tokens":
@@ -333,10 +280,7 @@ class DecoderStream:
                 )[0]
             yield slice(0, length), outputs_of(self.model, self.head, self.pooling, hidden, batch.token_mask)
             return
-        most = LOGIT_BYTES
-        if self.pager is not None and self.pager.device.type != "cpu":
-            # All of a small accelerator may be less.
-            most = min(most, self.pager.activations)
+        most = self.piece_bytes if piece_bytes is None else piece_bytes
         step = max(1, most // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
         for begin in range(0, length, step):
             positions = slice(begin, min(begin + step, length))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from depthcut.model.stream import Batch, DecoderStream, Pass
 from depthcut.model.watch import Call
 from depthcut.repairs import Damage
+from depthcut.repairs.batches import TextBatches
 from depthcut.repairs.groups import Group, find_groups
 from depthcut.repairs.moments import Moments, held_out_sequences
 from depthcut.repairs.projections import (
@@ -84,11 +85,8 @@ class FrontToBack:
         self.ridges, self.tokens_per_input = ridges, tokens_per_input
         self.experts: dict[tuple[Unit, ...], tuple[int, int]] = {}
         self._precise = self.dense.model.dtype.itemsize > 2 and min(ridges) < FLOAT32_RIDGE
-        samples = damage.text
-        self._rows = [
-            slice(begin, begin + damage.batch_size) for begin in range(0, len(samples.input_ids), damage.batch_size)
-        ]
-        self._held_out = held_out_sequences(len(samples.input_ids))
+        self._batches = TextBatches(damage.text, damage.batch_size)
+        self._held_out = held_out_sequences(len(damage.text.input_ids))
 
     def __enter__(self) -> FrontToBack:
         experts = any(map(is_experts, self.pruned.model.modules()))
@@ -120,7 +118,7 @@ class FrontToBack:
         begin = self.dense.units.index(first.dense[0])
         if self.dense.architecture.parallel:
             begin -= begin % len(self.dense.architecture.branches)
-        batches = list(self._batches(self.dense))
+        batches = list(self._batches.of(self.dense))
         self._dense_streams[begin] = self._rooms.take()
         for rows, batch, stream in self._dense_run(batches, 0, begin):
             self._dense_streams[begin][rows] = stream
@@ -134,11 +132,6 @@ class FrontToBack:
                 self.damage.advance(100 / len(concerned))
         finally:
             self.damage.advance(100 * num_left / len(concerned))
-
-    def _batches(self, stream: DecoderStream) -> Iterator[tuple[slice, Batch]]:
-        samples = self.damage.text
-        for rows in self._rows:
-            yield rows, stream.prepare(samples.input_ids[rows], samples.attention_mask[rows])
 
     def _run(self, group: Group, rows: slice, batch: Batch) -> torch.Tensor:
         """The pruned stream after a group."""
@@ -159,7 +152,7 @@ class FrontToBack:
         for position in [position for position in self._dense_streams if position < group.dense_stop]:
             self._rooms.give_back(self._dense_streams.pop(position))
         if changed or self._left is None:
-            for rows, batch in self._batches(self.pruned):
+            for rows, batch in self._batches.of(self.pruned):
                 self._pruned_streams[rows] = self._run(group, rows, batch)
         else:
             self._pruned_streams, self._left = self._left, self._pruned_streams
@@ -172,7 +165,7 @@ class FrontToBack:
         if position not in self._dense_streams:
             begin = max(start for start in self._dense_streams if start < position)
             reached = self._rooms.take()
-            for rows, _, stream in self._dense_run(list(self._batches(self.dense)), begin, position):
+            for rows, _, stream in self._dense_run(list(self._batches.of(self.dense)), begin, position):
                 reached[rows] = stream
             self._dense_streams[position] = reached
         return self._dense_streams[position]
@@ -219,6 +212,9 @@ class FrontToBack:
 
     def fit_reads(self, group: Group) -> WeightChange:
         """The maps that read the stream, each times the map from the pruned normed stream to the dense one."""
+        return self._batches.whole(self.pruned, lambda: self._fit_reads(group))
+
+    def _fit_reads(self, group: Group) -> WeightChange:
         maps: list[MapChange] = []
         dense_streams = self._dense_streams[min(self._dense_streams)]
         for unit in group.pruned:
@@ -228,14 +224,14 @@ class FrontToBack:
                 continue
             width = self._pruned_streams.shape[-1]
             moments = self._sums(width, width)
-            for rows, batch in self._batches(self.pruned):
+            for rows, batch in self._batches.of(self.pruned):
                 device = batch.embedded.device
                 read, meant = (
                     normed(block, branch, streams[rows].to(device)) for streams in (self._pruned_streams, dense_streams)
                 )
                 self._add(moments, rows, batch, read, meant - read, torch.ones(read.shape[:2], device=device))
             change, _ = self._solve(moments)
-            rows, batch = next(self._batches(self.pruned))
+            rows, batch = next(self._batches.of(self.pruned))
             parts = [getattr(block, name) for name in ((*branch.leading, branch.core)[0], *branch.beside)]
             with maps_that_read(parts) as readers:
                 self._run(group, rows, batch)
@@ -255,6 +251,9 @@ class FrontToBack:
         Returns:
             The change, and by dense unit the share of the error on held-out tokens that it leaves.
         """
+        return self._batches.whole(self.pruned, lambda: self._fit_writes(group, widest=widest, cut=cut))
+
+    def _fit_writes(self, group: Group, *, widest: bool, cut: Group | None) -> tuple[WeightChange, dict[str, float]]:
         blocks = [self.pruned.blocks[unit.layer] for unit in group.pruned]
         branches = [
             self.pruned.architecture.branches[unit.kind].of(block)
@@ -262,7 +261,7 @@ class FrontToBack:
         ]
         gain = gain_after(blocks[0], branches[0], self._pruned_streams.shape[-1])
         found = [
-            find_writers(block, branch, len(gain), lambda: self._run(group, *next(self._batches(self.pruned))))
+            find_writers(block, branch, len(gain), lambda: self._run(group, *next(self._batches.of(self.pruned))))
             for block, branch in zip(blocks, branches, strict=True)
         ]
         modules = [module for writers in found for module in writers]
@@ -279,7 +278,7 @@ class FrontToBack:
             self._left = self._rooms.take()
         rooms = [self._rooms.take() for _ in range(2 * any(map(is_experts, modules)))]
         writers = Writers(modules, gain, rooms, widest=widest, sums=self._sums)
-        for rows, batch in self._batches(self.pruned):
+        for rows, batch in self._batches.of(self.pruned):
             calls, added, after = self._watched(group, writers, rows, batch)
             if cut is not None:
                 after = self.pruned.run(batch, start=cut.pruned_start, stop=cut.pruned_stop, stream=after)
@@ -287,7 +286,9 @@ class FrontToBack:
                 self._left[rows] = after
             lacks = lacking(after, dense_streams[rows].to(after.device), gain.to(after.device))
             writers.add(calls, added, lacks, rows, batch.token_mask, self._held_out[rows])
-        again = ((rows, *self._watched(group, writers, rows, batch)[:2]) for rows, batch in self._batches(self.pruned))
+        again = (
+            (rows, *self._watched(group, writers, rows, batch)[:2]) for rows, batch in self._batches.of(self.pruned)
+        )
         changes, share = writers.solve(self._solve, again, self.tokens_per_input)
         for taken in rooms:
             self._rooms.give_back(taken)

@@ -1,4 +1,4 @@
-"""A model that does not fit onto its device, scored, searched, refitted, cut and saved: `python paged.py DEVICE FOLDER`.
+"""A model that does not fit onto its device, scored, searched, refitted, cut and saved: `python paged.py DEVICE ...`.
 
 On the stand-in its memory has a limit, and what is found is left beside it: plan, weights, and bytes of each round.
 """

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import depthcut
 import tiny
 from device.checks import CHECKS
+from device.shortages import SHORTAGES
 
 BASE: dict[str, Any] = {
     "remove": "2",
@@ -111,11 +112,12 @@ def run(name: str, device: str, folder: Path) -> dict[str, Any]:
 
 def main(device: str, folder: str, *names: str) -> None:
     found: dict[str, Any] = {}
-    for name in names or (*SCENARIOS, *CHECKS):
+    computed = CHECKS | SHORTAGES
+    for name in names or (*SCENARIOS, *computed):
         try:
             # The stand-in has no fused attention, and the CPU's rounds otherwise; a fresh process takes what there is.
             with contextlib.nullcontext() if name == WRITTEN else sdpa_kernel(SDPBackend.MATH):
-                found[name] = CHECKS[name](device) if name in CHECKS else run(name, device, Path(folder))
+                found[name] = computed[name](device) if name in computed else run(name, device, Path(folder))
         except Exception:
             found[name] = {"failed": traceback.format_exc()}
     (Path(folder) / "found.json").write_text(json.dumps(found))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from device.checks import CHECKS, IN_FLOAT32
 from device.processes import need_compiler, run_on
 from device.scenarios import SCENARIOS, WRITTEN
+from device.shortages import SHORTAGES
 
 pytestmark = pytest.mark.device
 
@@ -28,7 +29,7 @@ SHORT = ("default", WRITTEN, "experts", "ceiling", "questions", "self", "low-ran
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What the short scenarios and the checks found, by device, and the folder of the weights."""
-    return on_both(tmp_path_factory, [*SHORT, *CHECKS])
+    return on_both(tmp_path_factory, [*SHORT, *CHECKS, *SHORTAGES])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_run_finds_on_an_accelerator_what_it_finds_on_the_cpu(request, name):
         torch.testing.assert_close(there[tensor], weights[tensor], rtol=ROUNDING, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", [*CHECKS, *SHORTAGES])
 def test_what_a_device_computes_is_what_the_cpu_does(found, name):
     on_cpu, on_device = (found[device][0][name] for device in ("cpu", "standin"))
     assert "failed" not in on_cpu, on_cpu["failed"]

@@ -9,6 +9,7 @@ from depthcut.ablation.comparator import ComparedBatch
 from depthcut.importance.static import static_scores
 from depthcut.model.architectures import find_architecture
 from depthcut.model.block_call import BlockCaller
+from depthcut.model.shortage import forget
 from depthcut.model.stream import DecoderStream
 from depthcut.process.faults import is_out_of_memory
 from depthcut.types import ResourceError, Unit
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.usefixtures("quick_reload")
 
 CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError(CPU_ALLOCATOR)]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said():
+    forget()
 
 
 class Short:

@@ -9,10 +9,8 @@ import torch
 
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE, Objective, Reference
 from depthcut.model.device import widest_type
-from depthcut.model.shortage import give_up, offer, say_once
-from depthcut.model.stream import Batch, DecoderStream
-from depthcut.process.faults import is_out_of_memory
-from depthcut.types import ResourceError
+from depthcut.model.shortage import Pieces, offer
+from depthcut.model.stream import LOGIT_BYTES, Batch, DecoderStream
 
 
 def predicting(tokens: torch.Tensor) -> torch.Tensor:
@@ -26,7 +24,7 @@ def following(input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def walk(
-    stream: DecoderStream, batch: Batch, final: torch.Tensor, piece_bytes: int | None = None
+    stream: DecoderStream, batch: Batch, final: torch.Tensor, piece_bytes: int = LOGIT_BYTES
 ) -> Iterator[tuple[tuple[int, slice], torch.Tensor]]:
     """The logits of a batch, a few positions of one sequence at a time, so that temporaries stay in a CPU's cache.
 
@@ -67,7 +65,8 @@ class ComparedBatch:
         self.targets = following(batch.input_ids)
         self.keeps_references = keeps_references
         self._references: list[Reference] = []
-        self._piece_bytes: int | None = None
+        self._pieces: Pieces | None = None
+        self._made_for = 0
         offer(self)
 
     @property
@@ -101,32 +100,12 @@ class ComparedBatch:
         """The objective at the positions that count, as for `compare`: a sequence, and (positions,) of it where the
         logits are, float64 where there is any.
 
-        Where memory runs out, half as many positions are projected at once, down to one, and what is kept to save work
-        is given up.
-
         Raises:
             ResourceError: there is no memory for one position.
         """
-        while True:
-            try:
-                return list(self._values(objective, dense, stream, batch, final))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._make_do(dense)
-
-    def _make_do(self, dense: DecoderStream) -> None:
-        """Has less be projected at a time, since memory has run out."""
-        before = dense.piece_bytes if self._piece_bytes is None else self._piece_bytes
-        one_position = 4 * dense.output_width * len(self.targets)
-        freed = self.give_up() or before > one_position
-        say_once(self, "no memory for the logits of a batch at a time: they are made in smaller pieces")
-        self._piece_bytes = max(1, before // 2)
-        if not give_up(dense.model.device) and not freed:
-            raise ResourceError(
-                f"there is no memory for the logits of one position of {len(self.targets)} sequences; free some, or "
-                "give a smaller --batch-size"
-            )
+        if self._pieces is None:
+            self._pieces = dense.pieces(len(self.targets))
+        return self._pieces.run(lambda size: list(self._values(objective, dense, stream, batch, final, size)))
 
     def give_up(self) -> bool:
         """Gives up the references; returns whether there were any."""
@@ -135,10 +114,18 @@ class ComparedBatch:
         return had
 
     def _values(
-        self, objective: Objective, dense: DecoderStream, stream: DecoderStream, batch: Batch, final: torch.Tensor
+        self,
+        objective: Objective,
+        dense: DecoderStream,
+        stream: DecoderStream,
+        batch: Batch,
+        final: torch.Tensor,
+        piece_bytes: int,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        pieces = walk(stream, batch, final, self._piece_bytes)
-        references = self._dense_references(objective, dense) if objective.needs_dense else itertools.repeat(())
+        pieces = walk(stream, batch, final, piece_bytes)
+        references: Iterable[Reference] = itertools.repeat(())
+        if objective.needs_dense:
+            references = self._dense_references(objective, dense, piece_bytes)
         for (at, logits), reference in zip(pieces, references, strict=False):
             if bool(self.scored[at].any()):
                 values = objective.at_positions(reference, logits, self.targets[at].to(logits.device))
@@ -153,13 +140,14 @@ class ComparedBatch:
             self._places[piece] = None if bool(counted.all()) else counted.nonzero()[:, 0].to(device)
         return self._places[piece]
 
-    def _dense_references(self, objective: Objective, dense: DecoderStream) -> Iterable[Reference]:
+    def _dense_references(self, objective: Objective, dense: DecoderStream, piece_bytes: int) -> Iterable[Reference]:
         """One for each piece of `walk`, in its order."""
-        if self._references:
+        if self._references and self._made_for == piece_bytes:
             return self._references
-        pieces = walk(dense, self.batch, self.dense_final, self._piece_bytes)
+        self._references = []
+        pieces = walk(dense, self.batch, self.dense_final, piece_bytes)
         made = (objective.reference(logits) for _, logits in pieces)
         if not self.keeps_references:
             return made
-        self._references = list(made)
+        self._references, self._made_for = list(made), piece_bytes
         return self._references

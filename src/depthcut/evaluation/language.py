@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -46,12 +47,14 @@ def compare_language(
     present: list[torch.Tensor] = []
     rows = [slice(begin, begin + batch_size) for begin in range(0, len(samples.input_ids), batch_size)]
     streams = [dense, *others.values()]
+    pieces = dense.pieces(batch_size)
     # What one batch keeps: its final stream in every model, and beside them what a block works with.
     kept_bytes = (len(streams) + 2) * dense.stream_bytes(samples.input_ids[rows[0]])
     for together in dense.together(len(rows), kept_bytes):
         given = [(samples.input_ids[rows[i]], samples.attention_mask[rows[i]]) for i in together]
         runs = [_run_all(stream, given) for stream in streams]
-        sums += [_sums_of_batch(streams, of_batch) for of_batch in zip(*runs, strict=True)]
+        for of_batch in zip(*runs, strict=True):
+            sums.append(pieces.run(partial(_sums_of_batch, streams, of_batch)))
         for batch, _ in runs[0]:
             predicted.append(predicting(batch.token_mask).sum(dim=-1).cpu())
             present.append(batch.token_mask.sum(dim=-1).cpu())
@@ -105,17 +108,19 @@ def _run_all(stream: DecoderStream, given: Sequence[tuple[torch.Tensor, torch.Te
     return list(zip(batches, stream.run_together([Pass(batch) for batch in batches]), strict=True))
 
 
-def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run]) -> torch.Tensor:
+def _sums_of_batch(streams: Sequence[DecoderStream], runs: Sequence[_Run], piece_bytes: int) -> torch.Tensor:
     """Of each sequence the dense NLL, then every other model's `SUMS`: (1 + SUMS * others, sequences), float64.
 
     Args:
         streams: the models, the dense one first.
         runs: the same batch in each of them.
+        piece_bytes: of logits that are made of each at a time.
     """
     batch = runs[0][0]
     predicts, tokens, targets = predicting(batch.token_mask), batch.token_mask, following(batch.input_ids)
     sums: list[torch.Tensor | int] = [0] * len(targets)
-    for of_models in zip(*(walk(stream, *run) for stream, run in zip(streams, runs, strict=True)), strict=True):
+    walks = [walk(stream, *run, piece_bytes) for stream, run in zip(streams, runs, strict=True)]
+    for of_models in zip(*walks, strict=True):
         at = of_models[0][0]
         place = of_models[0][1].device
         beside = (values[at].to(place) for values in (targets, predicts, tokens))

@@ -59,16 +59,19 @@ class BlockRunner:
         Raises:
             ResourceError: memory does not suffice for one sequence.
         """
-        while self._rows_at_once is None or len(hidden) <= self._rows_at_once:
+        while True:
+            step = self._rows_at_once
+            divided = step is not None and len(hidden) > step
             try:
+                if step is not None and divided:
+                    return self._in_parts(batch, layer, hidden, units, visit, step)
                 return self._whole(batch, layer, hidden, units, visit, beside)
             except (RuntimeError, MemoryError) as error:
                 # What blocks hand on beside the stream is that of the whole batch.
                 if not is_out_of_memory(error) or self._undivided or self._call.architecture.last_entry is not None:
                     raise
             # Only here is the failed attempt's memory free again: the exception held it.
-            self._run_fewer_at_once(*batch.input_ids.shape)
-        return self._in_parts(batch, layer, hidden, units, visit, self._rows_at_once)
+            self._make_do(*batch.input_ids.shape, divided=divided)
 
     @contextmanager
     def undivided(self) -> Iterator[None]:
@@ -96,10 +99,10 @@ class BlockRunner:
             visit(*around)
         return output
 
-    def _run_fewer_at_once(self, num_sequences: int, length: int) -> None:
+    def _make_do(self, num_sequences: int, length: int, *, divided: bool) -> None:
         free_cached_memory(self._device)
-        if num_sequences > 1:
-            say_once(self, f"no memory for {num_sequences} sequences at a time: they are run in parts")
+        if num_sequences > 1 and not divided:
+            say_once(f"no memory for {num_sequences} sequences at a time: they are run in parts")
             self._rows_at_once = num_sequences // 2
         elif give_up(self._device):
             # With the room that this makes all may go again.
@@ -121,8 +124,10 @@ class BlockRunner:
             part = self._prepare(batch.input_ids[rows], mask)
             keep = None if visit is None else lambda unit, *around: seen.setdefault(unit, []).append(around)
             outputs.append(self(part, layer, hidden[rows], units, keep, Beside()))
-        for unit, around in seen.items():
+        output = torch.cat(outputs)
+        # All of it is there before any of it is seen: what memory runs out in is done anew.
+        whole = {unit: [torch.cat(streams) for streams in zip(*around, strict=True)] for unit, around in seen.items()}
+        for unit, (before, after) in whole.items():
             assert visit is not None
-            before, after = (torch.cat(streams) for streams in zip(*around, strict=True))
             visit(unit, before, after)
-        return torch.cat(outputs)
+        return output

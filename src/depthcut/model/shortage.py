@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 
 from depthcut.model.device import free_cached_memory
+from depthcut.process.faults import is_out_of_memory
+from depthcut.types import ResourceError
+
+Found = TypeVar("Found")
 
 
 class Spare(Protocol):
@@ -20,7 +26,7 @@ class Spare(Protocol):
 
 
 _spares: list[weakref.ref[Spare]] = []
-_told: weakref.WeakSet[object] = weakref.WeakSet()
+_told: set[str] = set()
 
 
 def offer(spare: Spare) -> None:
@@ -38,8 +44,44 @@ def give_up(device: torch.device) -> bool:
     return found
 
 
-def say_once(owner: object, words: str) -> None:
-    """Says on standard error that memory is short; once for whoever ran out of it."""
-    if owner not in _told:
-        _told.add(owner)
+class Pieces:
+    """How large a piece of the logits is made at a time: half as large from where memory runs out on.
+
+    Args:
+        most: bytes at first.
+        least: bytes of one position, which cannot be divided.
+        device: that the logits are on.
+    """
+
+    def __init__(self, most: int, least: int, device: torch.device) -> None:
+        self._size, self._least, self._device = most, least, device
+
+    def run(self, work: Callable[[int], Found]) -> Found:
+        """What a work makes of pieces of so many bytes; done anew with smaller ones where there is no memory for it.
+
+        Raises:
+            ResourceError: there is none for one position.
+        """
+        while True:
+            try:
+                return work(self._size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            say_once("no memory for so many logits at a time: they are made in smaller pieces")
+            divisible, self._size = self._size > self._least, max(1, self._size // 2)
+            if not give_up(self._device) and not divisible:
+                raise ResourceError("there is no memory for the logits of one position; free some")
+
+
+def say_once(words: str) -> None:
+    """Says on standard error that memory is short: once in a process, whatever numbers the words have."""
+    kind = re.sub(r"\d+", "", words)
+    if kind not in _told:
+        _told.add(kind)
         print(words, file=sys.stderr)
+
+
+def forget() -> None:
+    """Has all be said once more."""
+    _told.clear()

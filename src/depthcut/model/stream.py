@@ -31,6 +31,7 @@ from depthcut.model.bypass import bypass
 from depthcut.model.heads import head_of_model, output_width, outputs_of, pooling_of
 from depthcut.model.paging import pager_of
 from depthcut.model.placement import is_spread
+from depthcut.model.shortage import Pieces
 from depthcut.types import Unit
 
 LOGIT_BYTES = 128 * 2**20
@@ -228,11 +229,11 @@ class DecoderStream:
         """
         return self._call(layer, stream, given, Beside())
 
-    @property
-    def piece_bytes(self) -> int:
-        """Most bytes that one piece of float32 logits takes."""
+    def pieces(self, num_sequences: int) -> Pieces:
+        """How large a piece of the logits of so many sequences is made at a time."""
         on_cpu = self.pager is None or self.pager.device.type == "cpu"
-        return LOGIT_BYTES if on_cpu else min(LOGIT_BYTES, self.pager.activations)
+        most = LOGIT_BYTES if on_cpu or self.pager is None else min(LOGIT_BYTES, self.pager.activations)
+        return Pieces(most, 4 * self.output_width * num_sequences, self.model.device)
 
     def undivided(self) -> AbstractContextManager[None]:
         """While open, batches are run whole, for whoever watches modules: memory that runs out is an error."""
@@ -260,7 +261,7 @@ class DecoderStream:
             yield range(begin, min(begin + step, num_items))
 
     def logits(
-        self, batch: Batch, stream: torch.Tensor, piece_bytes: int | None = None
+        self, batch: Batch, stream: torch.Tensor, piece_bytes: int = LOGIT_BYTES
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Final norm and vocabulary projection, a piece of the positions at a time; of other models what their head
         gives of the text that ends at each position, in one piece.
@@ -280,8 +281,7 @@ class DecoderStream:
                 )[0]
             yield slice(0, length), outputs_of(self.model, self.head, self.pooling, hidden, batch.token_mask)
             return
-        most = self.piece_bytes if piece_bytes is None else piece_bytes
-        step = max(1, most // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
+        step = max(1, piece_bytes // (4 * self.output_width * num_sequences)) if self._can_select_logits else length
         for begin in range(0, length, step):
             positions = slice(begin, min(begin + step, length))
             # Hooks of a model on several devices would bring indices where the model begins, and slices lie nowhere.

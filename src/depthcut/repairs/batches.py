@@ -49,5 +49,5 @@ class TextBatches:
                 raise ResourceError(
                     "there is no memory to repair with one sequence at a time; free some, or give shorter sequences"
                 )
-            say_once(self, f"no memory to repair with {self._size} sequences at a time: fewer are run together")
+            say_once(f"no memory to repair with {self._size} sequences at a time: fewer are run together")
             self._size = max(1, self._size // 2)

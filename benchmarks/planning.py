@@ -1,22 +1,24 @@
-"""What searches on models of 70 and of 400 billion parameters would take: the tables of docs/planning.md.
+"""What searches on large models take, and what of them fits where: the tables of docs/planning.md and docs/gpus.md.
 
     python benchmarks/planning.py
 
-Nothing is loaded: the figures follow from configurations, and hours from data sheets (`--device-profile`). Rewrites the
-tables between the page's marks.
+Nothing is loaded: the figures follow from configurations, and hours from data sheets (`--device-profile`), as
+`--dry-run` gives them. Rewrites the tables between the pages' marks.
 """
 
 import json
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from depthcut.commands.terminal import duration_text
 from depthcut.preview.device_profiles import find_profile
 from depthcut.preview.dry_run import Preview, preview
 from depthcut.preview.estimate import Phase, RunEstimate
 from depthcut.run.recipe import Recipe
 
-PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 SEQUENCES, LENGTH = 10, 256
 
@@ -51,6 +53,21 @@ MODELS = {
     },
 }
 DEVICES = (("h100", 1), ("h100", 8))
+LLAMA_8B = MODELS["Llama-3-70B, 48 of 160 sublayers"] | {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+LLAMA_70B = MODELS["Llama-3-70B, 48 of 160 sublayers"]
+PLACES = (
+    ("Llama-3-8B", LLAMA_8B, "rtx4090", 1),
+    ("Llama-3-8B", LLAMA_8B, "h100", 1),
+    ("Llama-3-70B", LLAMA_70B, "a100", 1),
+    ("Llama-3-70B", LLAMA_70B, "h100", 1),
+    ("Llama-3-70B", LLAMA_70B, "h100", 8),
+)
+"""What docs/gpus.md tells of: whole runs with the defaults, and a quarter of the blocks."""
 
 
 def recipe(folder: str, strategy: str) -> Recipe:
@@ -58,7 +75,7 @@ def recipe(folder: str, strategy: str) -> Recipe:
         model=folder,
         unit="sublayer",
         remove="30%",
-        search=strategy,
+        method=f"greedy,strategy={strategy}",
         repair="none",
         calibration_samples=SEQUENCES,
         calibration_length=LENGTH,
@@ -69,8 +86,8 @@ def search_of(estimate: RunEstimate) -> Phase:
     return next(phase for phase in estimate.phases if phase.name == "search")
 
 
-def naive(found: Preview) -> Phase:
-    """Every candidate of every round by a forward pass of its own, one candidate after the other."""
+def naive(found: Preview, num_devices: int) -> Phase:
+    """Every candidate of every round by a forward pass of its own, one candidate after the other on each device."""
     units, steps = len(found.problem.units), found.problem.likely_steps
     kept = sum((units - i) * (units - i - 1) for i in range(steps))
     score = found.estimate.phases[1]
@@ -81,7 +98,7 @@ def naive(found: Preview) -> Phase:
         forward_passes=kept / units,
         unit_evaluations=SEQUENCES * kept,
         flops=SEQUENCES * kept / score.unit_evaluations * score.flops + logits,
-        sweeps=kept / units,
+        sweeps=kept / units / num_devices,
         weights_read=kept / units * score.weights_read,
     )
 
@@ -103,15 +120,16 @@ def table(name: str, config: dict[str, object]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     rows = {
-        "naive: a forward pass for each candidate": (naive(exhaustive), estimate),
-        "exhaustive with the prefix cache": (search_of(estimate), estimate),
-        "lazy with the prefix cache (the default)": (search_of(lazy.estimate), lazy.estimate),
+        "naive: a forward pass for each candidate": (partial(naive, exhaustive), estimate),
+        "exhaustive with the prefix cache": (lambda _: search_of(estimate), estimate),
+        "lazy with the prefix cache (the default)": (lambda _: search_of(lazy.estimate), lazy.estimate),
     }
-    for label, (phase, of_run) in rows.items():
+    for label, (phase_on, of_run) in rows.items():
         hours = []
         for device, count in DEVICES:
+            phase = phase_on(count)
             profile = find_profile(device, exhaustive.source.dtype, 0, 0)
-            comes_in = "" if of_run.fits(profile, count) else "*"
+            comes_in = "" if of_run.held_bytes is None else "*"
             hours.append(f"{of_run.seconds(phase, profile, count) / 3600:.3g}{comes_in}")
         lines.append(
             f"| {label} | {phase.forward_passes:,.0f} | {phase.unit_evaluations:,} | {phase.flops / 1e15:,.0f} | "
@@ -121,12 +139,45 @@ def table(name: str, config: dict[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    tables = "\n".join(table(name, config) for name, config in MODELS.items())
-    PAGE.write_text(before + BEGIN + tables + END + rest.split(END)[1], encoding="utf-8")
+def places() -> str:
+    """What of a model lies on a device, what comes in, and the hours of a run with the defaults."""
+    lines = [
+        "| model | device | weights | there at a time | come in, a sweep | memory taken | search | whole run |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, config, device, count in PLACES:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            given = Recipe.build(model=folder, remove="25%")
+            found = preview(given, device_profile=device, num_devices=count)
+        run = found.estimate
+        held = run.weight_bytes if run.held_bytes is None else run.held_bytes
+        search = run.seconds(search_of(run), found.device, count)
+        cells = [
+            name,
+            f"{count} × {device}",
+            f"{run.weight_bytes / 1e9:.0f} GB",
+            f"{held / 1e9:.0f} GB",
+            f"{run.coming_bytes / 1e9:.0f} GB" if run.coming_bytes else "nothing",
+            f"{run.memory_bytes(found.device) / 1e9:.0f} GB",
+            duration_text(search),
+            duration_text(3600 * run.hours(found.device, count)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(page: str, tables: str) -> None:
+    """Puts tables between a page's marks."""
+    file = DOCS / page
+    before, rest = file.read_text(encoding="utf-8").split(BEGIN)
+    file.write_text(before + BEGIN + tables + END + rest.split(END)[1], encoding="utf-8")
     print(tables)
+
+
+def main() -> None:
+    write("planning.md", "\n".join(table(name, config) for name, config in MODELS.items()))
+    write("gpus.md", places())
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def print_preview(found: Preview, recipe: Recipe) -> None:
     speed = "measured" if device.is_here else f"{UTILISATION:.0%} of the peak"
     print(
         f"memory      {bytes_text(expected.memory_bytes(found.device) + found.program_bytes)}{program}; "
-        + ("all weights fit" if expected.fits(device, found.num_devices) else "the weights come in for every sweep")
+        + ("all weights fit" if expected.held_bytes is None else "the weights come in for every sweep")
     )
     print(
         f"time        {duration_text(3600 * expected.hours(device, found.num_devices))} on {several}{device.name} at "

@@ -61,12 +61,13 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
         raise InputError(f"{num_devices} devices cannot run anything; give --devices 1 or more")
     recipe, source = settle_storage(recipe, find_model(recipe, needs_weights=False))
     recipe = settle_objective(recipe, source)
-    recipe = settle_texts(recipe, source)
+    work = measure_work(empty_model(source.config, source.dtype), source.architecture)
+    device = find_profile(device_profile, source.dtype, work.hidden_size, work.widest)
+    device_bytes = device.memory_bytes if device.on_accelerator else None
+    recipe = settle_texts(recipe, source, device_bytes=device_bytes)
     problem = pose_problem(recipe, source)
     search = recipe.build_search()
     measured = problem.budget.kind == "increase" or problem.budget.is_timed
-    work = measure_work(empty_model(source.config, source.dtype), source.architecture)
-    device = find_profile(device_profile, source.dtype, work.hidden_size, work.widest)
     program = 0 if device.on_accelerator else resident_bytes()
     plan = None
     if search.needs == "configuration" and not measured:
@@ -76,9 +77,7 @@ def preview(recipe: Recipe, *, device_profile: str = HERE, num_devices: int = 1)
         if search.needs == "scores" and not measured:
             plan = find_plan(load(prepared), problem, None)[1]
     removed = plan.removed if plan else None
-    expected = estimate_source(
-        recipe, source, problem, work, removed, device_bytes=device.memory_bytes if device.on_accelerator else None
-    )
+    expected = estimate_source(recipe, source, problem, work, removed, device_bytes=device_bytes)
     decoding = {}
     for context, memory in memories(source, problem.sizes).items():
         decoding[context] = (memory.without(()), None if removed is None else memory.without(removed))

@@ -5,8 +5,9 @@ Floating-point operations follow from the units that run (`model/flops.py`) and 
 of magnitude is known: what they try depends on what helps. Not counted: timing, tasks, generation, further formats, and
 what a training keeps of activations and gradients.
 
-Assumptions where a device is named: several devices share the work evenly; weights that do not fit into the memory of
-all of them together come in once for every sweep, which is a round of a search or a pass over a text.
+Assumptions where a device is named: several devices share the work evenly, each with a process of its own; of weights
+that do not fit into the memory of one of them, what does not stay there comes into each once for every sweep, which is
+a round of a search or a pass over a text.
 """
 
 from __future__ import annotations
@@ -72,13 +73,15 @@ class RunEstimate:
     Attributes:
         weight_bytes: of the dense model.
         pruned_bytes: of the pruned model, and so about of the output; None where only the search can tell.
-        held_bytes: of weights that are in memory at a time; None where all are.
+        held_bytes: of weights that are in a device's memory at a time; None where all are.
+        coming_bytes: of weights that come in for a sweep.
         phases: in order.
     """
 
     weight_bytes: float
     pruned_bytes: float | None
     held_bytes: float | None
+    coming_bytes: float
     phases: tuple[Phase, ...]
 
     @property
@@ -91,22 +94,18 @@ class RunEstimate:
         shared = 0 if device.on_accelerator else 1
         return held + max(phase.working_bytes + shared * phase.host_bytes for phase in self.phases)
 
-    def fits(self, device: DeviceProfile, num_devices: int) -> bool:
-        """Whether all weights, and what is held beside them, lie in the memory of the devices."""
-        return self.held_bytes is None and self.memory_bytes(device) <= device.memory_bytes * num_devices
-
     def seconds(self, phase: Phase, device: DeviceProfile, num_devices: int = 1) -> float:
         """Seconds of the slowest of arithmetic, memory traffic and reading weights in."""
         rates = [(phase.flops, device.flops_per_second), (phase.weights_read, device.memory_bytes_per_second)]
-        if not self.fits(device, num_devices):
-            rates.append((phase.sweeps * self.weight_bytes, device.host_bytes_per_second))
-        return max(amount / (rate * num_devices) for amount, rate in rates) + self._loading(phase, device, num_devices)
+        shared = max(amount / (rate * num_devices) for amount, rate in rates)
+        loading = self.weight_bytes if phase.name == "load" else 0.0
+        return (
+            max(shared, phase.sweeps * self.coming_bytes / device.host_bytes_per_second)
+            + loading / device.host_bytes_per_second
+        )
 
     def hours(self, device: DeviceProfile, num_devices: int = 1) -> float:
         return sum(self.seconds(phase, device, num_devices) for phase in self.phases) / HOUR
-
-    def _loading(self, phase: Phase, device: DeviceProfile, num_devices: int) -> float:
-        return self.weight_bytes / (device.host_bytes_per_second * num_devices) if phase.name == "load" else 0.0
 
 
 def estimate(
@@ -134,7 +133,7 @@ def estimate(
     if search.needs == "objective" or problem.budget.kind == "increase":
         phases.append(run.search(search.estimate(problem, recipe.calibration_samples)))
     phases += [run.repair(), run.evaluate()] if recipe.repairs else [run.evaluate()]
-    return RunEstimate(run.weight_bytes, run.pruned_bytes(removed), room.weights, tuple(phases))
+    return RunEstimate(run.weight_bytes, run.pruned_bytes(removed), room.weights, run.coming_bytes, tuple(phases))
 
 
 class _Run:
@@ -263,6 +262,14 @@ class _Run:
             return None
         mean = sum(sizes.units[unit].parameters for group in candidates for unit in group) / len(candidates)
         return parameter_bytes * (sizes.parameters - problem.likely_steps * mean)
+
+    @property
+    def coming_bytes(self) -> float:
+        """Bytes that come in for a sweep: what does not stay, also the two blocks that have room beside what does."""
+        if self.room.weights is None:
+            return 0.0
+        num_blocks = 1 + max(unit.layer for unit in self.problem.units)
+        return max(0.0, self.weight_bytes - self.room.weights + 2 * self.weight_bytes / num_blocks)
 
     @property
     def _hidden(self) -> int:

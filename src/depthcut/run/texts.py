@@ -45,18 +45,21 @@ WRITTEN = "written.jsonl"
 """What the model wrote, a line a batch: a killed run goes on from there, and people can read it."""
 
 
-def settle_texts(recipe: Recipe, source: ModelSource, *, scores_alone: bool = False) -> Recipe:
+def settle_texts(
+    recipe: Recipe, source: ModelSource, *, scores_alone: bool = False, device_bytes: float | None = None
+) -> Recipe:
     """The recipe with its texts named: what the model writes where they are to decide much and it can write quickly.
 
     Args:
         scores_alone: whether one pass is all that is done with the text.
+        device_bytes: of an accelerator other than the recipe's.
     """
     if AUTO not in (recipe.calibration, recipe.repair_source):
         return recipe
     one_pass = scores_alone or (not recipe.repairs and recipe.build_search().needs != "objective")
     writes = head_of(source.config) == "tokens"
     # Every token would bring in all weights anew.
-    paged = find_room(recipe, source.weight_bytes).weights is not None
+    paged = find_room(recipe, source.weight_bytes, device_bytes).weights is not None
     chosen = READ if one_pass or paged or not writes else OWN
     if paged and writes and not one_pass:
         print(

@@ -1,10 +1,10 @@
 """What a device makes of a search: seconds a candidate, its arithmetic, and the share of the device's peak it comes to.
 
     python benchmarks/gpu.py --device cuda --peak 989
-    python benchmarks/gpu.py --device cpu --runs paged --gigabytes 8 --memory-budget 4GB
+    python benchmarks/gpu.py --device cuda --runs paged --gigabytes 120 --memory 60GB
 
 Three models: the demo's (SmolLM2, whose whole run is timed, too), a random Llama of the shape of a 1B, and a random one
-in files, of which --memory-budget does not hold all (on a CPU alone). On each a round of the exhaustive search
+in files, of which --memory does not hold all. On each a round of the exhaustive search
 over single units is run, as many of them as --candidates says, from kept hidden states. Arithmetic is products with
 matrices (`model/flops.py`); the peak is a product of the feed-forward part's size, timed here, and what --peak says.
 """
@@ -30,8 +30,8 @@ from depthcut.model.load import resolve
 from depthcut.model.paging import Pager
 from depthcut.model.stream import DecoderStream
 from depthcut.preview.device_profiles import measure_here
-from depthcut.process.memory import share_out
 from depthcut.run.recipe import Recipe
+from depthcut.run.room import find_room
 
 SHAPE_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
 TOY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of the weights that do not fit")
-    parser.add_argument("--memory-budget", help="for the paged run, default half of its weights")
+    parser.add_argument("--memory", help="that the paged run may take of the device, by default half of its weights")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the data sheet")
     parser.add_argument("--toy", action="store_true", help="models of a few thousand weights")
     parser.add_argument("--output", type=Path, default=Path("out/gpu.json"))
@@ -103,16 +103,15 @@ def config_of(shape: dict[str, int], options: argparse.Namespace) -> LlamaConfig
 
 def paged(folder: Path, device: torch.device, options: argparse.Namespace) -> DecoderStream:
     """A model in files, most of which come in as layers run."""
-    if device.type != "cpu":
-        sys.exit("weights come in from files on a CPU alone; leave paged out of --runs, or give --device cpu")
     shape = dict(TOY if options.toy else SHAPE_1B)
     block = 2 * (shape["hidden_size"] ** 2 * 5 // 2 + 3 * shape["hidden_size"] * shape["intermediate_size"])
     shape["num_hidden_layers"] = 4 if options.toy else round(options.gigabytes * 1e9 / block)
     random_model(shape, torch.device("cpu"), options).save_pretrained(folder, max_shard_size="2GB")
     source = resolve(str(folder), dtype=options.dtype)
-    recipe = Recipe.build(model=str(folder), memory_budget=options.memory_budget or str(source.weight_bytes // 2))
-    room = share_out(recipe.memory_bytes, source.weight_bytes)
-    pager = None if room.weights is None else Pager(room.weights, activations=room.kept // 2)
+    limit = options.memory or f"{source.weight_bytes // 2}B"
+    option = "memory_budget" if device.type == "cpu" else "device_memory"
+    room = find_room(Recipe.build(model=str(folder), device=str(device), **{option: limit}), source.weight_bytes)
+    pager = None if room.weights is None else Pager(room.weights, room.abreast, device)
     return DecoderStream(source.load_model(str(device), pager), source.architecture)
 
 

@@ -29,7 +29,7 @@ def test_seconds_a_candidate_stand_beside_its_arithmetic(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(gpu.Ablation, "evaluate", counted)
     output = tmp_path / "gpu.json"
-    gpu.main([*TOY, "--runs", run, "--peak", "0.5", "--memory-budget", "8GB", "--output", str(output)])
+    gpu.main([*TOY, "--runs", run, "--peak", "0.5", "--memory", "8GB", "--output", str(output)])
     [row] = json.loads(output.read_text())["rows"]
     assert row["candidates"] == 4 and row["seconds a candidate"] > 0
     # Running the base on to where candidates leave it is beside them.

@@ -16,6 +16,14 @@ import torch
 
 from depthcut import cli
 from depthcut.ablation.ablation import Ablation
+from depthcut.model.mapped import spans_of
+
+
+def lies_in(folder: Path, model: torch.nn.Module) -> bool:
+    """Whether all weights of blocks are views of a folder's files, which all processes share."""
+    spans = [span for file in folder.glob("*.safetensors") for span in spans_of(file)]
+    places = [parameter.data_ptr() for name, parameter in model.named_parameters() if ".layers." in name]
+    return all(any(begin <= place < end for begin, end in spans) for place in places)
 
 
 def main(folder: Path, *words: str) -> None:
@@ -25,6 +33,8 @@ def main(folder: Path, *words: str) -> None:
 
     def watched(self, *given, **named):
         seen["device"] = str(self.stream.model.device)
+        if self.stream.pager is not None:
+            seen["in the model's own files"] = lies_in(Path(words[1]), self.stream.model)
         return evaluate(self, *given, **named)
 
     Ablation.evaluate = watched

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import depthcut
-import tiny
 from device.processes import need_compiler, run_on
+from device.test_paged import llama
 
 pytestmark = [pytest.mark.device, pytest.mark.long]
 
@@ -28,10 +28,15 @@ OPTIONS = {
 }
 
 
-def test_two_ranks_on_two_devices_find_one_processs_plan(tmp_path):
-    model = tiny.save(tmp_path / "model", "llama")
+@pytest.mark.parametrize("limit", [None, "1200000B"])
+def test_two_ranks_on_two_devices_find_one_processs_plan(tmp_path, limit):
+    """Also where neither holds the model: then both map the one copy of its weights that the host has."""
+    model = tmp_path / "model"
+    weights = llama(model, hidden_size=64, intermediate_size=176, num_hidden_layers=6)
+    assert limit is None or weights > int(limit[:-1])
     alone = depthcut.prune(str(model), device="cpu", speed=False, **OPTIONS)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    limits = [] if limit is None else [f"--device-memory={limit}"]
+    options = [*limits] + [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     launch += ["--rdzv-endpoint", "localhost:0", str(HERE / "rank.py"), str(tmp_path)]
     need_compiler()
@@ -46,4 +51,5 @@ def test_two_ranks_on_two_devices_find_one_processs_plan(tmp_path):
         [step["objective"] for step in expected], rel=ROUNDING, abs=ROUNDING
     )
     ranks = [json.loads((tmp_path / f"rank-{place}.json").read_text()) for place in range(2)]
-    assert ranks == [{"device": f"standin:{place}", "used elsewhere": 0} for place in range(2)]
+    told = {"used elsewhere": 0} if limit is None else {"used elsewhere": 0, "in the model's own files": True}
+    assert ranks == [told | {"device": f"standin:{place}"} for place in range(2)]

@@ -20,7 +20,7 @@ def map_file(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if sys.platform == "linux":
-        spans = _spans_of(file)
+        spans = spans_of(file)
         for name, tensor in tensors.items():
             begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
             if tensor.nbytes and not any(first <= begin and end <= last for first, last in spans):
@@ -28,7 +28,7 @@ def map_file(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _spans_of(file: Path) -> list[tuple[int, int]]:
+def spans_of(file: Path) -> list[tuple[int, int]]:
     """The addresses at which this process has mapped a file."""
     path = str(file.resolve())
     spans = []

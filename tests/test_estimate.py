@@ -177,10 +177,21 @@ def test_hours_follow_from_operations_bytes_and_devices():
     slow = replace(device, flops_per_second=1e6, memory_bytes_per_second=1e30)
     assert expected.seconds(search, slow) == pytest.approx(search.flops / 1e6)
     assert expected.seconds(search, slow, 4) == pytest.approx(search.flops / 4e6)
-    # What does not fit comes in once for every sweep: the dense pass and one a round.
-    small = replace(device, memory_bytes=1.0, host_bytes_per_second=1.0)
+    # What does not stay comes in once for every sweep, the dense pass and one a round, on each device.
+    half = Room(2**20, round(expected.weight_bytes / 2))
+    paged = estimate(
+        recipe(),
+        posed(stream),
+        measure_work(model, stream.architecture),
+        half,
+        weight_bytes=round(expected.weight_bytes),
+    )
+    slow_bus = replace(device, host_bytes_per_second=1.0)
     assert search.sweeps == 1 + 3
-    assert expected.seconds(search, small) == pytest.approx(search.sweeps * expected.weight_bytes)
+    two_blocks = 2 * expected.weight_bytes / tiny.NUM_BLOCKS
+    for num_devices in (1, 4):
+        seconds = paged.seconds(search, slow_bus, num_devices)
+        assert seconds == pytest.approx(search.sweeps * (expected.weight_bytes / 2 + two_blocks))
 
 
 def test_memory_follows_what_a_search_keeps():

@@ -9,7 +9,7 @@ import torch
 
 from depthcut.ablation.objectives import POSITIONS_AT_ONCE, Objective, Reference
 from depthcut.model.device import widest_type
-from depthcut.model.shortage import Pieces, offer
+from depthcut.model.shortage import LogitPieces, offer
 from depthcut.model.stream import LOGIT_BYTES, Batch, DecoderStream
 
 
@@ -65,7 +65,7 @@ class ComparedBatch:
         self.targets = following(batch.input_ids)
         self.keeps_references = keeps_references
         self._references: list[Reference] = []
-        self._pieces: Pieces | None = None
+        self._pieces: LogitPieces | None = None
         self._made_for = 0
         offer(self)
 

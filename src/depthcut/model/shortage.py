@@ -44,7 +44,7 @@ def give_up(device: torch.device) -> bool:
     return found
 
 
-class Pieces:
+class LogitPieces:
     """How large a piece of the logits is made at a time: half as large from where memory runs out on.
 
     Args:

@@ -31,7 +31,7 @@ from depthcut.model.bypass import bypass
 from depthcut.model.heads import head_of_model, output_width, outputs_of, pooling_of
 from depthcut.model.paging import pager_of
 from depthcut.model.placement import is_spread
-from depthcut.model.shortage import Pieces
+from depthcut.model.shortage import LogitPieces
 from depthcut.types import Unit
 
 LOGIT_BYTES = 128 * 2**20
@@ -229,11 +229,11 @@ class DecoderStream:
         """
         return self._call(layer, stream, given, Beside())
 
-    def pieces(self, num_sequences: int) -> Pieces:
+    def pieces(self, num_sequences: int) -> LogitPieces:
         """How large a piece of the logits of so many sequences is made at a time."""
         on_cpu = self.pager is None or self.pager.device.type == "cpu"
         most = LOGIT_BYTES if on_cpu or self.pager is None else min(LOGIT_BYTES, self.pager.activations)
-        return Pieces(most, 4 * self.output_width * num_sequences, self.model.device)
+        return LogitPieces(most, 4 * self.output_width * num_sequences, self.model.device)
 
     def undivided(self) -> AbstractContextManager[None]:
         """While open, batches are run whole, for whoever watches modules: memory that runs out is an error."""

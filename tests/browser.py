@@ -54,7 +54,7 @@ def opened(browser: Any) -> Iterator[Opener]:
         page.on("console", lambda message: witness.messages.append(message.text))
         page.on("pageerror", lambda error: witness.messages.append(str(error)))
         page.on("dialog", lambda dialog: (witness.dialogs.append(dialog.message), dialog.dismiss()))
-        page.set_default_timeout(5000)
+        page.set_default_timeout(60_000)  # on a machine that is busy with other things
         page.goto(file.as_uri())
         assert witness.requests == [file.as_uri()]
         return page

@@ -54,7 +54,7 @@ def test_a_signal_ends_with_one_line_and_the_run_goes_on(model, tmp_path, number
     while process.poll() is None and not (journal.is_file() and journal.read_text().count("\n") > 20):
         time.sleep(0.01)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == code, told
     assert [line for line in told.splitlines() if not PROGRESS.match(line)] == [
         "depthcut: interrupted; the same command with --resume goes on"

@@ -91,7 +91,7 @@ def test_a_killed_rank_is_restarted_and_a_killed_job_resumed(model, tmp_path):
         ranks = [child for child in psutil.Process(job.pid).children() if "slow.py" in " ".join(child.cmdline())]
         chance.choice(ranks).kill()
         # The ranks of the next attempt are other processes.
-        psutil.wait_procs(ranks, timeout=60)
+        psutil.wait_procs(ranks, timeout=300)
     wait_for_more(job)
     whole_job = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
     for process in whole_job:

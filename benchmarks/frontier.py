@@ -36,8 +36,8 @@ from depthcut.run.on_model import search
 from depthcut.surgery import apply
 from depthcut.types import Plan
 
-LENGTH, JUDGED = 256, 8
-"""Tokens a sequence, and sequences of each text that judges."""
+LENGTH = 256
+"""Tokens a sequence."""
 JUDGING_SHARE = 16
 SMOLLM2_FLOPS = 2 * 135e6
 """Of one token, by which other models' work is told."""
@@ -145,10 +145,10 @@ def prepare(options: argparse.Namespace, file: Path) -> Bench:
     size = {"length": LENGTH, "seed": 0}
     unseen = {
         OUT_OF_KIND[0]: sample_text(
-            parse_source("stdlib"), tokenizer, num_samples=JUDGED, purpose="evaluation", **size
+            parse_source("stdlib"), tokenizer, num_samples=options.judged, purpose="evaluation", **size
         ),
-        OUT_OF_KIND[1]: sample_self(dense.model, tokenizer, num_samples=JUDGED, length=LENGTH, seed=1),
-        "WikiText-2 test": sample_text(test, tokenizer, num_samples=JUDGED, purpose="evaluation", **size),
+        OUT_OF_KIND[1]: sample_self(dense.model, tokenizer, num_samples=options.judged, length=LENGTH, seed=1),
+        "WikiText-2 test": sample_text(test, tokenizer, num_samples=options.judged, purpose="evaluation", **size),
     }
     if file.is_file():
         plan = Plan.from_file(file)
@@ -173,19 +173,21 @@ settings are in `benchmarks/frontier.py`. Points that are missing were not measu
 """
 
 
-def write_page() -> None:
-    """docs/frontier.md and its figures."""
-    parts = [HEAD]
+def pages() -> dict[Path, str]:
+    """docs/frontier.md and its figures, from the results that are kept."""
+    parts, figures = [HEAD], {}
     for file in sorted(FOLDER.glob("frontier-*.json")):
         record = json.loads(file.read_text())
         values, on = record["values"], record["machine"]
         points = [key.removesuffix(" / minutes") for key in values if key.endswith(" / minutes")]
+        if points == ["cut"]:
+            continue
         texts = [key.split(" / ")[1].removesuffix(": kl_to_dense model") for key in values if key.startswith("cut / ")]
         texts = [text for text in texts if ": " not in text and text != "minutes"]
         count = file.stem.rsplit("-", 1)[1]
         title = f"{record['model']}, {count} attentions and {count} feed-forward parts removed"
         figure = PAGE.parent / "figures" / f"{file.stem}.svg"
-        figure.write_text(_drawn(title, values, points, texts[0]))
+        figures[figure] = _drawn(title, values, points, texts[0])
         parts.append(f"\n## {title}\n\n{on['cpu']}, {on['threads']} thread; `{record['command']}`\n\n")
         parts.append(f"![KL on the {texts[0]} over processor minutes](figures/{figure.name})\n\n")
         parts.append(f"| repair | minutes | sequences | {' | '.join(f'KL, {text}' for text in texts)} |\n")
@@ -197,7 +199,7 @@ def write_page() -> None:
             words = [point.rsplit(" ", 1)[0], f"{values[f'{point} / minutes']:.1f}"]
             words.append(f"{values.get(f'{point} / samples', 0):.0f}" if point != "cut" else "")
             parts.append(f"| {' | '.join([*words, *found])} |\n")
-    PAGE.write_text("".join(parts))
+    return {PAGE: "".join(parts)} | figures
 
 
 def _closed(values: dict[str, float], point: str, text: str) -> str:
@@ -248,17 +250,22 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(SIZES))
     parser.add_argument("--plan", type=Path, help="plan.json of what is removed, in place of a search")
     parser.add_argument("--search-samples", type=int, default=8)
+    parser.add_argument("--judged", type=int, default=8, help="sequences of each text that judges")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--page", action="store_true", help="write the page from what was measured")
     options = parser.parse_args()
     if options.page:
-        write_page()
+        for file, text in pages().items():
+            file.write_text(text, encoding="utf-8")
         return
     name = f"frontier-{options.model.replace('/', '-')}-{options.count}"
     kept = FOLDER / f"{name}.json"
     bench = prepare(options, options.plan or Path("out/frontier") / f"{name}.json")
     values: dict[str, float] = json.loads(kept.read_text())["values"] if kept.is_file() else {}
     given = " --plan PLAN" if options.plan else ""
+    for name_of, default in (("search_samples", 8), ("judged", 8)):
+        if getattr(options, name_of) != default:
+            given += f" --{name_of.replace('_', '-')} {getattr(options, name_of)}"
     command = (
         f"python benchmarks/frontier.py --model {options.model} --dtype {options.dtype} --data DIR "
         f"--count {options.count}{given}"

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import frontier  # noqa: E402
 import reproduction  # noqa: E402
 import results  # noqa: E402
 import run_recipes  # noqa: E402
@@ -29,6 +30,11 @@ def test_the_recipes_page_is_what_its_files_say():
     times = json.loads(run_recipes.TIMES.read_text())
     page = run_recipes.page(run_recipes.packaged_recipes(), times)
     assert page == run_recipes.PAGE.read_text(), "run make recipes"
+
+
+def test_the_frontier_is_what_its_files_say():
+    for file, text in frontier.pages().items():
+        assert file.read_text(encoding="utf-8") == text, "run python benchmarks/frontier.py --page"
 
 
 def test_every_claim_has_one_row_without_an_empty_cell():

@@ -59,6 +59,7 @@ def test_minutes_choose_among_rungs_and_an_unfinished_run_keeps_what_was_chosen(
     assert chosen(most) == chosen(Recipe.build(**given, **RUNGS[-1])) and 0 < seconds < 6e10
     part, within = recipe_within(given, seconds / 120, tmp_path / "out")
     assert within <= seconds / 2 and chosen(part) != chosen(most)
+    assert recipe_within(given | {"speed": False}, 1e9, tmp_path / "out")[1] < seconds, "timing takes its time, too"
     kept, _ = recipe_within(given | {"calibration_samples": 3}, 1e9, tmp_path / "out")
     assert kept.calibration_samples == 3
     few, _ = recipe_within(given | {"repair_samples": 8}, 1e9, tmp_path / "out")

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from depthcut.evaluation.speed import DECODE_TOKENS, ROUNDS, phases
 from depthcut.model.device import chosen_device
-from depthcut.model.flops import measure_work
+from depthcut.model.flops import ModelWork, measure_work
 from depthcut.model.units import empty_model
 from depthcut.preview.device_profiles import measure_here
 from depthcut.preview.dry_run import estimate_source
@@ -21,6 +22,11 @@ from depthcut.run.session import find_model, pose_problem, settle_storage
 from depthcut.run.texts import settle_texts
 from depthcut.run.write import RECIPE
 from depthcut.types import InputError
+
+BESIDE_SECONDS = 30.0
+"""What no estimate of the stages counts: starting twice, loading, proving, writing; as measured on SmolLM2."""
+SLOWER_ALONE = 20.0
+"""How much longer than in a long text a token takes that is decoded alone, on a CPU: weights are read for it alone."""
 
 
 def recipe_within(given: Mapping[str, Any], minutes: float, output: Path) -> tuple[Recipe, float | None]:
@@ -61,12 +67,21 @@ def recipe_within(given: Mapping[str, Any], minutes: float, output: Path) -> tup
         settled = settle_texts(settled, of_recipe)
         problem = pose_problem(settled, of_recipe)
         expected = estimate_source(settled, of_recipe, problem, work)
-        seconds = sum(expected.seconds(phase, here) for phase in expected.phases)
+        seconds = BESIDE_SECONDS + sum(expected.seconds(phase, here) for phase in expected.phases)
+        if recipe.speed:
+            seconds += _timing_flops(work, recipe.evaluation_length) / here.flops_per_second
         if best is not None and seconds > 60 * minutes:
             break
         best = (recipe, seconds)
     assert best is not None
     return best
+
+
+def _timing_flops(work: ModelWork, length: int) -> float:
+    """Work of timing two models, as `evaluation/speed.py` does; what slows decoding down counts as work."""
+    contexts = set(phases(length).values())
+    tokens = sum(context + SLOWER_ALONE * DECODE_TOKENS for context in contexts)
+    return 2 * (ROUNDS + 1) * tokens * work.forward_flops(length) / length
 
 
 def _allowed(recipe: Recipe) -> bool:

@@ -61,7 +61,7 @@ class _Copy:
 
 
 class Pager:
-    """Brings the weights of layers in as they run, and lets those go that have not run for the longest time.
+    """Brings the weights of layers in as they run: as many blocks as fit stay, and of the others those that ran last.
 
     Args:
         capacity: bytes of weights to hold; on the CPU the layer that runs is held whatever its size.

@@ -18,7 +18,7 @@ from depthcut.importance.static import static_scores
 from depthcut.model.load import resolve
 from depthcut.model.paging import Pager, pager_of
 from depthcut.model.stream import DecoderStream
-from depthcut.process.memory import resident_bytes, share_out
+from depthcut.process.memory import resident_bytes, share_out, share_out_device
 from depthcut.repairs import Damage, repair_and_judge
 from depthcut.repairs.refit import Refit
 from depthcut.results import Measurement, read_list
@@ -235,6 +235,35 @@ def test_a_whole_run_stays_within_its_budget(large, tmp_path, options):
     weights = sum(file.stat().st_size for file in large.glob("*.safetensors"))
     assert max(own, of_children) < BUDGET < at_first + weights
     assert resolve(str(output)).config.num_hidden_layers == LARGE["num_hidden_layers"] - 1
+
+
+def test_always_the_same_weights_stay_and_the_others_come_in_once_a_pass(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    in_memory, _ = both(folder)
+    blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in in_memory.blocks]
+    head = in_memory.model.lm_head.weight.nbytes + in_memory.model.model.norm.weight.nbytes
+    # Room for the head, for two blocks and for what runs.
+    _, paged = both(folder, capacity=head + 2 * blocks[0] + max(head, *blocks))
+    found = [logits(paged, tiny.samples())]
+    for _ in range(2):
+        before = paged.pager.bytes_read
+        found.append(logits(paged, tiny.samples()))
+        assert paged.pager.bytes_read - before == sum(blocks[:-2])
+    assert all(torch.equal(logits(in_memory, tiny.samples()), each) for each in found)
+
+
+def test_an_accelerator_that_cannot_hold_two_blocks_is_said_to_be_too_small(tmp_path):
+    pager = Pager(20_000)
+    pager.device = torch.device("meta")
+    with pytest.raises(InputError, match=r"have to be on meta at a time .* give a larger --device-memory"):
+        resolve(str(tiny.save(tmp_path / "model")), dtype="float32").load_model("cpu", pager)
+
+
+def test_an_accelerators_memory_is_shared_out():
+    assert share_out_device(24e9, int(16e9), None).weights is None
+    room = share_out_device(80e9, int(141e9), 2**30)
+    assert room.weights is not None and room.weights > 40e9 and room.solving == 2**30
+    assert room.weights + room.kept + room.abreast <= 0.9 * 80e9
 
 
 def test_a_budget_is_shared_out():

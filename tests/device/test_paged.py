@@ -29,7 +29,7 @@ OPTIONS = {
     "speed": False,
     "dtype": "float32",
 }
-LAZY = {"unit": "sublayer", "method": "greedy", "remove": "3"}
+LAZY = {"unit": "sublayer", "method": "greedy", "repair": "none"}
 
 
 def llama(folder, **sizes):

@@ -270,7 +270,7 @@ def load(prepared: Prepared, ranks: Ranks = ALONE, folder: Path | None = None) -
     """
     recipe = prepared.recipe.model_copy(update={"device": ranks.device(prepared.recipe.device)})
     room = _share_out_memory(recipe, prepared)
-    pager = None if room.weights is None else Pager(room.weights, room.abreast, recipe.device)
+    pager = None if room.weights is None else Pager(room.weights, room.abreast, chosen_device(recipe.device))
     source = prepared.source
     stream = DecoderStream(source.load_model(recipe.device, pager), source.architecture)
     if pager is not None:

@@ -1,5 +1,7 @@
 """Effort in one word or in minutes: what it chooses, and that what is given stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -51,14 +53,14 @@ def test_the_command_line_tells_what_was_given_from_defaults(given, tmp_path, mo
 
 
 def test_minutes_choose_among_rungs_and_an_unfinished_run_keeps_what_was_chosen(given, tmp_path, monkeypatch):
-    here = measure_here(torch.float32, 32, 64, device="cpu", seconds=0.02)
+    here = replace(measure_here(torch.float32, 32, 64, device="cpu", seconds=0.02), flops_per_second=1e9)
     monkeypatch.setattr(minutes, "measure_here", lambda *_, **__: here)
-    least, _ = recipe_within(given, 1e-9, tmp_path / "out")
+    least, fewest = recipe_within(given, 1e-9, tmp_path / "out")
     most, seconds = recipe_within(given, 1e9, tmp_path / "out")
     assert chosen(least) == chosen(Recipe.build(**given, **RUNGS[0]))
     assert chosen(most) == chosen(Recipe.build(**given, **RUNGS[-1])) and 0 < seconds < 6e10
-    part, within = recipe_within(given, seconds / 120, tmp_path / "out")
-    assert within <= seconds / 2 and chosen(part) != chosen(most)
+    part, within = recipe_within(given, (fewest + seconds) / 120, tmp_path / "out")
+    assert fewest < within <= (fewest + seconds) / 2 and chosen(part) != chosen(most)
     assert recipe_within(given | {"speed": False}, 1e9, tmp_path / "out")[1] < seconds, "timing takes its time, too"
     kept, _ = recipe_within(given | {"calibration_samples": 3}, 1e9, tmp_path / "out")
     assert kept.calibration_samples == 3

@@ -11,7 +11,6 @@ Positions: stream p enters unit p of `architecture.units(...)`; the last positio
 from __future__ import annotations
 
 import ctypes
-import functools
 import inspect
 import platform
 import sys
@@ -106,8 +105,7 @@ class DecoderStream:
         self.head, self.pooling = head_of_model(model), pooling_of(model)
         self.output_width = output_width(model, self.head)
         self.pager = pager_of(model)
-        if self.pager is None:
-            _keep_freed_memory()
+        _tell_allocator(self.pager is None)
         self._call = BlockCaller(architecture, self.blocks)
         self._runner = BlockRunner(self._call, self.prepare, model.device)
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -306,11 +304,12 @@ def _entering(run: Pass, stream: torch.Tensor | None) -> torch.Tensor:
     return run.stream() if callable(run.stream) else run.stream
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Has glibc reuse the memory of large temporaries: giving it back at once costs a page fault for every page."""
+def _tell_allocator(freed_is_kept: bool) -> None:
+    """Has glibc reuse the memory of large temporaries, since giving it back at once costs a page fault for every page;
+    or give it back, since weights of several sizes that come and go would leave holes between them.
+    """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold = -3, -1
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**30 if freed_is_kept else 2**20)
+        libc.mallopt(trim_threshold, 2**30 if freed_is_kept else 2**20)

@@ -41,7 +41,7 @@ test-numerics: $(VENV)/.test
 
 test-readers: $(VENV)/.test $(VENV)-readers/.installed
 	DEPTHCUT_OLD_TRANSFORMERS=$(abspath $(VENV)-readers) DEPTHCUT_MERGEKIT=$(abspath $(VENV)-readers)/mergekit \
-		$(BIN)/python -m pytest -m readers tests/export
+		$(PYTEST) -m readers tests/export
 	PYTHONPATH=$(abspath $(VENV)-readers)/torchao $(BIN)/python -m pytest tests/export/test_torchao.py
 
 test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
@@ -79,7 +79,7 @@ $(VENV)/.test: $(VENV)/.demo
 # Readers that are pinned to transformers 4 must find what is written: its packages lie in a folder that is put before
 # the environment's own, beside the same torch. mergekit runs on the environment's own packages, and torchao lies apart
 # since transformers imports it wherever it finds it.
-$(VENV)-readers/.installed:
+$(VENV)-readers/.installed: | $(VENV)/.installed
 	$(PIP) install --no-deps --target $(VENV)-readers transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
 	$(PIP) install --no-deps --target $(VENV)-readers/mergekit mergekit==0.1.5 immutables
 	$(PIP) install --no-deps --target $(VENV)-readers/torchao torchao==0.18.0

@@ -17,6 +17,7 @@ pytest_plugins = ["browser"]
 
 LONGEST_FIRST = [
     "device/test_devices.py",
+    "device/test_paged.py",
     "test_real_models.py",
     "repairs/test_healing_real.py",
     "export/test_gguf_engine.py",

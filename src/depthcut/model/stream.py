@@ -105,7 +105,7 @@ class DecoderStream:
         self.head, self.pooling = head_of_model(model), pooling_of(model)
         self.output_width = output_width(model, self.head)
         self.pager = pager_of(model)
-        _tell_allocator(self.pager is None)
+        _tell_allocator(self.pager is None or self.pager.device.type != "cpu")
         self._call = BlockCaller(architecture, self.blocks)
         self._runner = BlockRunner(self._call, self.prepare, model.device)
         self._can_select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
